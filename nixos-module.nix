@@ -18,6 +18,8 @@ let
       (config.networking.proxy.envVars // config.nix.envVars or { })
       config.environment.variables
     ];
+    # As %d below, which no file may have.
+    tokenPath = name: _: "/run/credentials/nixcache-proxy.service/token-${name}";
   };
   systemd = import ./nix/systemd.nix {
     inherit (proxy) command keepsPort;
@@ -96,9 +98,11 @@ in
       inherit (systemd) unitConfig;
       serviceConfig = systemd.serviceConfig // {
         # The manager reads them as root; no other service of the same user could.
-        LoadCredential = lib.mapAttrsToList (
-          variable: file: "${credentials.${variable}}:${proxy.escapeSpecifiers file}"
-        ) proxy.fileSettings;
+        LoadCredential =
+          lib.mapAttrsToList (
+            variable: file: "${credentials.${variable}}:${proxy.escapeSpecifiers file}"
+          ) proxy.fileSettings
+          ++ lib.mapAttrsToList (name: file: "token-${name}:${proxy.escapeSpecifiers file}") proxy.cacheTokens;
 
         # A user of its own that exists while the service runs, and owns nothing but its own folders.
         DynamicUser = true;
@@ -110,7 +114,7 @@ in
         # It writes to its own folders only.
         ProtectSystem = "strict";
         # An OCI layout may lie in a home, and is read only; else homes hold nothing for it.
-        ProtectHome = if proxy.isLayout then "read-only" else true;
+        ProtectHome = if proxy.readsLayouts then "read-only" else true;
         # It leaves no files in /tmp, and trusts none there.
         PrivateTmp = true;
         # Mounts made here are seen nowhere else.

@@ -48,6 +48,70 @@ in
       description = "Last part of the repository's name in the registry.";
     };
 
+    caches = mkOption {
+      type = types.attrsOf (
+        types.submodule {
+          options = {
+            repo = mkOption {
+              type = types.nullOr types.str;
+              default = null;
+              example = "octocat/my-cache";
+              description = "As `repo` of the proxy itself.";
+            };
+            registry = mkOption {
+              type = types.str;
+              default = "ghcr.io";
+              description = "As `registry` of the proxy itself.";
+            };
+            image = mkOption {
+              type = types.str;
+              default = "nix-cache";
+              description = "As `image` of the proxy itself.";
+            };
+            publicKeys = mkOption {
+              type = types.listOf publicKey;
+              default = [ ];
+              description = "Keys that this cache's entries are signed with; Nix trusts them.";
+            };
+            tokenFile = mkOption {
+              type = types.nullOr types.path;
+              default = null;
+              description = "As `tokenFile` of the proxy itself; it is used for this cache alone.";
+            };
+            uploads = mkOption {
+              type = types.bool;
+              default = false;
+              description = "Whether uploads are taken for this cache, where they are on.";
+            };
+          };
+        }
+      );
+      default = { };
+      example = lib.literalExpression ''
+        {
+          tools = {
+            repo = "team/tools";
+            registry = "registry.example";
+            publicKeys = [ "tools-1:AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA=" ];
+          };
+        }
+      '';
+      description = ''
+        More caches, which the proxy serves as one with that of `repo`: they are asked after it, in the order of their names
+        here. Without `repo`, these are all.
+      '';
+    };
+
+    onDemand = mkOption {
+      type = types.nullOr (types.listOf types.str);
+      default = null;
+      example = [ "ghcr.io/octocat/*" ];
+      description = ''
+        Which caches are opened, anonymously, when somebody asks for `/owner/name/` or `/host/repository/`: patterns of
+        `host/repository`, where `*` stands for anything. With null, `ghcr.io/*` where only this machine can connect, else none.
+      '';
+    };
+
     port = mkOption {
       type = types.port;
       default = 37515;

@@ -4,6 +4,7 @@
 # managesNix: whether the machine's configuration writes nix.conf at all: `nix.enable`.
 # nixConf: where the lines belong that somebody adds by hand.
 # nixEnvironments: the sets of variables that Nix may be started with here.
+# tokenPath: where the service reads the token file of one of `caches`, by its name and path.
 {
   lib,
   cfg,
@@ -11,10 +12,12 @@
   managesNix,
   nixConf,
   nixEnvironments,
+  tokenPath ? (_: file: file),
 }:
 let
   option = name: "services.nixcache-proxy.${name}";
-  publicKeys = lib.unique (cfg.publicKeys ++ lib.optional (cfg.publicKey != null) cfg.publicKey);
+  ownKeys = lib.unique (cfg.publicKeys ++ lib.optional (cfg.publicKey != null) cfg.publicKey);
+  publicKeys = lib.unique (ownKeys ++ builtins.concatMap (cache: cache.publicKeys) (builtins.attrValues cfg.caches));
   keyNames = map (key: builtins.head (lib.splitString ":" key)) publicKeys;
 
   bracketed = address: if lib.hasInfix ":" address then "[${address}]" else address;
@@ -58,11 +61,43 @@ let
     };
   };
 
+  # Strings and lists of them are written alike in JSON and TOML.
+  cachesFile = builtins.toFile "nixcache-caches.toml" (
+    builtins.concatStringsSep "\n" (
+      lib.mapAttrsToList (
+        name: cache:
+        "[[cache]]\n"
+        + lib.optionalString (cache.repo != null) "repo = ${builtins.toJSON cache.repo}\n"
+        + "registry = ${builtins.toJSON cache.registry}\n"
+        + "image = ${builtins.toJSON cache.image}\n"
+        + "public-keys = ${builtins.toJSON cache.publicKeys}\n"
+        + "uploads = ${builtins.toJSON cache.uploads}\n"
+        + lib.optionalString (cache.tokenFile != null) (
+          "token-file = ${builtins.toJSON (tokenPath name (toString cache.tokenFile))}\n"
+        )
+      ) cfg.caches
+    )
+  );
+  hasOwn = cfg.repo != null || lib.hasPrefix "oci:" cfg.registry;
+  hasCaches = cfg.caches != { };
+  needsRepo = cache: cache.repo == null && !lib.hasPrefix "oci:/" cache.registry;
+  holdsSecret =
+    cache:
+    hasUser cache.registry && !lib.hasPrefix "oci:" cache.registry
+    || hasToken "${cache.registry} ${toString cache.repo}";
+  isInStore = cache: lib.hasPrefix builtins.storeDir (toString cache.tokenFile);
+  hasNoKeys = cache: cache.publicKeys == [ ];
+  failing = isWrong: builtins.filter (name: isWrong cfg.caches.${name}) (builtins.attrNames cfg.caches);
+  ofCaches = names: toString (map (name: option "caches.${name}") names);
+
   # Each setting that has an option; null is not set.
   settings = {
     NIXCACHE_REPO = cfg.repo;
-    NIXCACHE_REGISTRY = cfg.registry;
+    # Without a repository, it would say that one of this registry is meant.
+    NIXCACHE_REGISTRY = if hasOwn || !hasCaches then cfg.registry else null;
     NIXCACHE_IMAGE = cfg.image;
+    NIXCACHE_CACHES_FILE = if hasCaches then cachesFile else null;
+    NIXCACHE_ON_DEMAND = if cfg.onDemand == null then null else toString cfg.onDemand;
     NIXCACHE_PORT = toString cfg.port;
     NIXCACHE_LISTEN = cfg.listenAddress;
     NIXCACHE_UPSTREAM = toString cfg.upstreams;
@@ -72,7 +107,7 @@ let
     NIXCACHE_PACK_MEMORY = toString cfg.packMemory;
     NIXCACHE_PRIORITY = toString cfg.priority;
     NIXCACHE_HOSTS = toString cfg.allowedHosts;
-    NIXCACHE_PUBLIC_KEYS = toString publicKeys;
+    NIXCACHE_PUBLIC_KEYS = toString ownKeys;
     NIXCACHE_LOG_LEVEL = cfg.logLevel;
   }
   // builtins.mapAttrs (_: value: if cfg.uploads then value else null) {
@@ -149,6 +184,11 @@ rec {
   inherit publicKeys;
 
   isLayout = lib.hasPrefix "oci:" cfg.registry;
+  readsLayouts = isLayout || failing (cache: lib.hasPrefix "oci:" cache.registry) != [ ];
+  # Token files of `caches`, by name.
+  cacheTokens = builtins.mapAttrs (_: cache: toString cache.tokenFile) (
+    lib.filterAttrs (_: cache: cache.tokenFile != null) cfg.caches
+  );
   isLoopback = lib.hasPrefix "127." cfg.listenAddress || cfg.listenAddress == "::1";
   asksLoopback = builtins.elem askedAddress [ "127.0.0.1" "::1" ];
   keepsPort = unsigned;
@@ -191,8 +231,45 @@ rec {
 
   assertions = [
     {
-      assertion = cfg.repo != null || isLayout;
-      message = "${option "repo"} is not set: set it to owner/name, or ${option "registry"} to oci:/path.";
+      assertion = hasOwn || hasCaches;
+      message =
+        "${option "repo"} is not set: set it to owner/name, or ${option "registry"} to oci:/path, or name the caches in "
+        + "${option "caches"}.";
+    }
+    {
+      assertion = failing needsRepo == [ ];
+      message = "${ofCaches (failing needsRepo)}: set repo to owner/name, or registry to oci:/path.";
+    }
+    {
+      assertion =
+        cfg.requireSignatures && cfg.configureNix
+        -> failing hasNoKeys == [ ] && (hasOwn && hasCaches -> ownKeys != [ ]);
+      message =
+        "${option "requireSignatures"} is on, and no publicKeys are set for "
+        + toString (
+          map option (
+            lib.optional (hasOwn && ownKeys == [ ]) "repo"
+            ++ map (name: "caches.${name}") (failing hasNoKeys)
+          )
+        )
+        + ": Nix would refuse everything in that cache.";
+    }
+    {
+      assertion = failing holdsSecret == [ ];
+      message =
+        "${ofCaches (failing holdsSecret)} holds a user, "
+        + "password or token, ${where}: use its tokenFile.";
+    }
+    {
+      assertion = failing isInStore == [ ];
+      message =
+        "tokenFile of ${ofCaches (failing isInStore)} lies in the Nix "
+        + "store, which every user can read: give the path of a file elsewhere, as a string.";
+    }
+    {
+      # Each becomes a part of the name of a credential.
+      assertion = builtins.all (name: builtins.match "[A-Za-z0-9_-]+" name != null) (builtins.attrNames cfg.caches);
+      message = "${option "caches"}: a name has letters, digits, dashes and underscores only.";
     }
     {
       assertion = !isLayout || lib.hasPrefix "oci:/" cfg.registry;

@@ -7,6 +7,7 @@ import os
 import shlex
 import sys
 from collections.abc import Iterable, Sequence
+from contextlib import AsyncExitStack
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Final, TextIO, TypeVar
@@ -17,7 +18,7 @@ from rich.text import Text
 from nixcache_oci.cache.progress import Stage
 from nixcache_oci.cache.timestamp import now
 from nixcache_oci.cli.command import complete_commands
-from nixcache_oci.cli.compose import opened, run_async
+from nixcache_oci.cli.compose import open_repository, run_async
 from nixcache_oci.cli.console import say_json
 from nixcache_oci.cli.log import escape_unprintable, set_up_logging
 from nixcache_oci.cli.progress import showing
@@ -38,8 +39,9 @@ from nixcache_oci.maintenance.checks import key_match, nix_use, remote
 from nixcache_oci.maintenance.checks.finding import Finding, Level, good, has_error, skipped, warning, wrong
 from nixcache_oci.nix.signature import PublicKey
 from nixcache_oci.settings import variables
+from nixcache_oci.settings.cache_config import CacheConfig, cache_configs
 from nixcache_oci.settings.file_config import signing_keys, upstream_urls
-from nixcache_oci.settings.repository_config import RepositoryConfig, index_dir, repository_config
+from nixcache_oci.settings.repository_config import RepositoryConfig, index_dir
 from nixcache_oci.settings.values import Values, Variable, add_flags, unknown_variables
 from nixcache_oci.wording import counted
 
@@ -49,6 +51,11 @@ _LAYOUT = "layout"
 _MARKS: Final = {Level.GOOD: "✓", Level.WARNING: "!", Level.ERROR: "✗", Level.SKIPPED: "-"}
 _ASCII_MARKS: Final = {Level.GOOD: "+", Level.WARNING: "!", Level.ERROR: "x", Level.SKIPPED: "-"}
 _STYLES: Final = {Level.GOOD: "green", Level.WARNING: "yellow", Level.ERROR: "bold red", Level.SKIPPED: "dim"}
+
+# The proxy takes several repositories, and each is checked.
+_VARIABLES: Final = tuple(
+    variables.REPOS if variable is variables.REPO else variable for variable in variables.ALL_VARIABLES
+)
 
 T = TypeVar("T")
 
@@ -74,7 +81,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--publisher", action="store_true", help="check what publishing needs")
     parser.add_argument("--client", action="store_true", help="check Nix and the proxy of this machine")
     parser.add_argument("--json", action="store_true", help="print JSON instead of text")
-    add_flags(parser, variables.ALL_VARIABLES)
+    add_flags(parser, _VARIABLES)
 
 
 def run(values: Values) -> int:
@@ -156,46 +163,61 @@ class _Doctor:
     """Makes the checks in the order in which they depend on each other.
 
     Attributes:
-        configured: NIXCACHE_PUBLIC_KEYS.
-        recorded: keys that the cache records; None until it was read.
+        configured: keys of the caches that the settings name.
+        recorded: keys that the caches record that were read.
     """
 
     values: Values
     roles: _Roles
     configured: tuple[PublicKey, ...]
-    recorded: tuple[PublicKey, ...] | None = None
+    recorded: tuple[PublicKey, ...] = ()
 
     async def examine(self, stage: Stage) -> list[Finding]:
         """Make all checks that apply, and count them in the stage."""
         findings = _check_settings(self.values)
+        caches: tuple[CacheConfig, ...] = ()
         try:
-            location = repository_config(self.values)
+            caches = cache_configs(self.values)
+            self.configured = tuple(dict.fromkeys(key for cache in caches for key in cache.public_keys))
         except UsageError as error:
             if not has_error(findings):
                 findings = [wrong(_SETTINGS, str(error))]
-            location = None
         stage.advance(len(findings))
 
         def add(found: Sequence[Finding]) -> None:
             findings.extend(found)
             stage.advance(len(found))
 
-        add(await self._check_repository(location))
-        add(self._check_keys())
+        for cache in caches or (None,):
+            add(await self._check_cache(cache, has_others=len(caches) > 1))
         program, version = await self._check_program()
         add([program])
         if self.roles.is_client:
-            add(await self._check_client(location, version))
+            add(await self._check_client(caches[0].location if caches else None, version))
             add(await self._check_upstreams())
         return findings
 
-    async def _check_repository(self, location: RepositoryConfig | None) -> list[Finding]:
+    async def _check_cache(self, cache: CacheConfig | None, *, has_others: bool) -> list[Finding]:
+        """Check a cache and its keys; beside others, each finding names it."""
+        findings, recorded = await self._check_repository(cache)
+        findings += self._check_keys(self.configured if cache is None else cache.public_keys, recorded)
+        self.recorded += recorded or ()
+        if cache is None or not has_others:
+            return findings
+        token_file = cache.environment.get(variables.TOKEN_FILE.name)
+        findings += _check_secrecy(_SETTINGS, [Path(token_file)] if token_file else [])
+        return [replace(finding, check=f"{finding.check} of {cache.prefix}") for finding in findings]
+
+    async def _check_repository(
+        self, cache: CacheConfig | None
+    ) -> tuple[list[Finding], tuple[PublicKey, ...] | None]:
+        """Check a repository; gives the keys that it records, too, or None if it could not be read."""
         rights = [remote.PUSH] if self.roles.is_publisher else []
         reads = (remote.PULL, remote.VISIBILITY, *rights, remote.INDEX)
-        if location is None:
+        if cache is None:
             checks = (remote.NAME, remote.REGISTRY, remote.CLOCK, remote.TOKEN, *reads)
-            return skipped(checks, "the settings name no repository")
-        environment = self.values.merged_environment(variables.REPOSITORY_VARIABLES)
+            return skipped(checks, "the settings name no repository"), None
+        location, environment = cache.location, cache.environment
         if isinstance(location, Path):
             findings = [_check_layout(location, is_publisher=self.roles.is_publisher)]
             is_readable = not findings[0].remedy
@@ -203,32 +225,34 @@ class _Doctor:
             access = await remote.check_registry(location, environment, is_publisher=self.roles.is_publisher)
             findings, is_readable = access.findings, access.is_readable
         if not is_readable:
-            return [*findings, *skipped((remote.INDEX,), "the repository cannot be read")]
-        async with opened(location, self.values) as repository:
+            return [*findings, *skipped((remote.INDEX,), "the repository cannot be read")], None
+        async with AsyncExitStack() as stack:
+            repository = open_repository(location, environment)
+            stack.push_async_callback(repository.close)
             try:
                 folder = index_dir(self.values)
             except UsageError:
-                return [*findings, *skipped((remote.INDEX,), "NIXCACHE_INDEX_DIR cannot be used")]
+                return [*findings, *skipped((remote.INDEX,), "NIXCACHE_INDEX_DIR cannot be used")], None
             finding, inventory = await remote.read_index(
                 repository, folder, now(), is_publisher=self.roles.is_publisher
             )
-        if inventory is not None:
-            self.recorded = inventory.tables.recorded_keys
-        return [*findings, finding]
+        return [*findings, finding], None if inventory is None else inventory.tables.recorded_keys
 
-    def _check_keys(self) -> list[Finding]:
+    def _check_keys(
+        self, configured: tuple[PublicKey, ...], recorded: tuple[PublicKey, ...] | None
+    ) -> list[Finding]:
         findings = []
         if self.roles.is_publisher:
             try:
                 found = signing_keys(self.values)
-                findings += key_match.check_signing_keys(found, self.recorded, self.configured)
+                findings += key_match.check_signing_keys(found, recorded, configured)
             except UsageError as error:
                 findings.append(wrong(key_match.SIGNING_KEY, str(error)))
             findings += _check_secrecy(
                 key_match.SIGNING_KEY, _try_get(self.values, variables.SIGNING_KEY_FILE, ())
             )
-        if self.roles.is_client or self.configured:
-            findings.append(key_match.check_public_keys(self.configured, self.recorded))
+        if self.roles.is_client or configured:
+            findings.append(key_match.check_public_keys(configured, recorded))
         return findings
 
     async def _check_program(self) -> tuple[Finding, Version | None]:
@@ -255,12 +279,13 @@ class _Doctor:
             named = [wrong(rest.pop(0), str(error))] if is_free_port else []
             return [*named, *skipped(rest, "the proxy's address is not known")]
         name = f"oci:{location}" if isinstance(location, Path) else str(location)
-        is_chosen = self.values.is_given(variables.REPO) or self.values.is_given(variables.REGISTRY)
+        chosen_by = (variables.REPO, variables.REGISTRY, variables.CACHES_FILE)
+        is_chosen = any(self.values.is_given(variable) for variable in chosen_by)
         store_dir = _try_get(self.values, variables.STORE_DIR, variables.STORE_DIR.default)
         found = await nix_use.check_proxy(url, name if location else None, store_dir, is_chosen=is_chosen)
         if version is None:
             return [*found.findings, *skipped(nix_use.CHECKS, "there is no usable nix")]
-        names = found.public_keys or [str(key) for key in self.recorded or ()]
+        names = found.public_keys or [str(key) for key in self.recorded]
         return [*found.findings, *await self._check_nix(url, names)]
 
     async def _check_upstreams(self) -> list[Finding]:
@@ -300,7 +325,7 @@ class _Doctor:
 def _check_settings(values: Values) -> list[Finding]:
     """Parse every setting, and name each that is wrong."""
     findings = []
-    for variable in variables.ALL_VARIABLES:
+    for variable in _VARIABLES:
         try:
             values.get(variable)
         except UsageError as error:

@@ -3,7 +3,7 @@
 import argparse
 import os
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -20,8 +20,10 @@ from nixcache_oci.clients.rooted_path import RootedPath
 from nixcache_oci.errors import Error, FormatError, UsageError
 from nixcache_oci.nix.nix_conf import TRUSTED_PUBLIC_KEYS, Substituter, complete_conf
 from nixcache_oci.nix.signature import parse_public_keys
+from nixcache_oci.proxy.prefix import parse_prefix, prefix_of
 from nixcache_oci.proxy.tls import certified_host
 from nixcache_oci.settings import variables
+from nixcache_oci.settings.cache_config import CacheConfig, cache_configs
 from nixcache_oci.settings.values import Values, add_flags
 from nixcache_oci.wording import counted
 
@@ -57,7 +59,25 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="a key of the cache, as its owner published it; may be repeated, like "
         f"{variables.PUBLIC_KEYS.flag}",
     )
-    add_flags(parser, (variables.LISTEN, variables.PORT, variables.TLS_CERT, *VARIABLES))
+    parser.add_argument(
+        "--cache",
+        metavar="PREFIX",
+        type=_parse_prefix,
+        help="owner/name, or host/repository: use this cache alone, by its prefix, and not all that are "
+        "configured",
+    )
+    others = (variables.LISTEN, variables.PORT, variables.TLS_CERT, variables.CACHES_FILE, variables.REPOS)
+    add_flags(parser, (*others, *(one for one in VARIABLES if one is not variables.REPO)))
+
+
+def _parse_prefix(text: str) -> str:
+    try:
+        found = prefix_of(parse_prefix(text))
+    except FormatError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+    if found is None:
+        raise argparse.ArgumentTypeError("an IPv6 address cannot be part of a prefix")
+    return found
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,14 +95,18 @@ def run(values: Values) -> int:
     """Show the lines, or write them."""
     arguments, environment = values.flags, values.environment
     start_logging(values)
+    caches = _chosen_caches(values)
     url = find_proxy_url(values)
+    if arguments.cache is not None:
+        url = f"{url}/{arguments.cache}"
     path = (arguments.file or find_nix_conf(environment, is_root=os.geteuid() == 0)).absolute()
-    configured = tuple(str(key) for key in values.get(variables.PUBLIC_KEYS))
+    configured = _find_keys(values, caches)
     if configured:
         run_async(_warn_of_other_keys(url, configured))
         named = None
     else:
-        named = run_async(_find_named_keys(url, values))
+        is_embedded = arguments.cache is None and len(caches) == 1
+        named = run_async(_find_named_keys(url, values if is_embedded else None))
     if not arguments.apply:
         lines = Substituter(url, configured).lines() if named is None else _unverified_lines(url, named)
         say(*lines)
@@ -99,6 +123,28 @@ def run(values: Values) -> int:
         say(f"{path}: now uses {url}" + (f"; backup: {backup}" if backup != path else ""))
     complain(_advice(path, environment))
     return DONE
+
+
+def _chosen_caches(values: Values) -> tuple[CacheConfig, ...]:
+    """Return the configured caches, or of them the one that the command line names."""
+    caches, prefix = cache_configs(values), values.flags.cache
+    return tuple(cache for cache in caches if prefix in (None, cache.prefix))
+
+
+def _find_keys(values: Values, caches: Iterable[CacheConfig]) -> tuple[str, ...]:
+    """Return the keys that are typed, else those that are configured for these caches."""
+    typed = values.text(variables.PUBLIC_KEYS, with_environment=False)
+    if typed is not None:
+        return tuple(str(key) for key in values.get(variables.PUBLIC_KEYS))
+    keys: dict[str, None] = {}
+    without = []
+    for cache in caches:
+        keys |= dict.fromkeys(str(key) for key in cache.public_keys)
+        if not cache.public_keys:
+            without.append(str(cache.prefix))
+    if keys and without:
+        warn(f"no key is configured for {' '.join(without)}: Nix will refuse what only that signed")
+    return tuple(keys)
 
 
 def find_proxy_url(values: Values) -> str:
@@ -218,16 +264,18 @@ async def _warn_of_other_keys(url: str, configured: tuple[str, ...]) -> None:
         )
 
 
-async def _find_named_keys(url: str, values: Values) -> _NamedKeys:
-    """Ask the proxy for the cache's keys, else the cache; neither proves that they are the owner's."""
+async def _find_named_keys(url: str, values: Values | None) -> _NamedKeys:
+    """Ask the proxy for the keys, else the cache of the settings; neither proves whose they are."""
     source = f"what listens at {url}"
     try:
         async with ProxyClient(url) as proxy:
             found = await proxy.public_keys()
     except Error as error:
+        if values is None:
+            raise
         warn(f"the proxy does not answer ({error}): asking the cache itself")
         found = ()
-    if not found:
+    if not found and values is not None:
         view = await read_cache(values)
         found = tuple(dict.fromkeys(str(key) for key in view.inventory.tables.recorded_keys))
         source = view.name

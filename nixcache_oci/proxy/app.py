@@ -76,7 +76,9 @@ def build_app(
     nars_ahead = NarsAhead(upstreams, memory, counters, is_on=is_on)
     app[app_keys.NARINFOS_AHEAD] = narinfos_ahead
     app[app_keys.NARS_AHEAD] = nars_ahead
-    app[app_keys.SIGNATURES] = union = SignatureUnion(finder, client_keys)
+    app[app_keys.SIGNATURES] = union = SignatureUnion(
+        finder, client_keys, has_upstreams=bool(config.upstreams)
+    )
     app[app_keys.FAST_PATH] = FastPath(caches, union)
     app[app_keys.HOST_GUARD] = host_guard
     app[app_keys.NAR_STREAMS] = streams

@@ -126,21 +126,25 @@ class UpstreamFinder:
 def find_hit(
     hash_part: HashPartBytes, caches: Iterable[OpenedCache], union: SignatureUnion
 ) -> tuple[OpenedCache, bytes] | None:
-    """Look up in these caches, and in the signatures known of upstreams; None if that does not suffice.
+    """Look up in these caches, and in the signatures known of others; None if that does not suffice.
 
     A narinfo that clients are known to trust is preferred, then the first cache.
     """
     first: tuple[OpenedCache, bytes] | None = None
+    is_alone = not union.has_upstreams
     for cache in caches:
         catalog = cache.index.catalog
         found = catalog.find_hash_part(hash_part) if catalog is not None else None
         if found is not None:
-            hit = cache, cache.hand_out(found[0])
+            narinfo = found[0] if cache.url_start is None else cache.hand_out(found[0])
             if found[1]:
-                return hit
-            first = first or hit
-    if first is None:
-        return None
+                return cache, narinfo
+            if first is None:
+                first = cache, narinfo
+            else:
+                is_alone = False
+    if first is None or is_alone:
+        return first
     known = union.known(hash_part, first[1])
     return (first[0], known) if known is not None else None
 
@@ -165,7 +169,7 @@ async def look_up(
         variants, is_trusted = _find_variants(wanted, caches)
     if variants:
         cache, narinfo = variants[0]
-        if not is_trusted and not via:
+        if not is_trusted and not via and (union.has_upstreams or len(variants) > 1):
             narinfo = await union.unite(wanted, narinfo, [other for _, other in variants[1:]])
         cache.counters.hits += 1
         return LookUpResult(Verdict.HIT, narinfo, cache)

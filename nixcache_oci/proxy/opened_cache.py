@@ -32,6 +32,7 @@ class OpenedCache:
         public_keys: required signers of its narinfos; empty for none.
         prefix: that names it in URLs; None if nothing does.
         uploads: None if none are taken.
+        url_start: of the URLs of its narinfos at the root; None if they need no prefix.
         used_at: when a request last used it, in monotonic seconds.
     """
 
@@ -57,12 +58,12 @@ class OpenedCache:
         self.nars = NarSource(repository, self.packs, quarantine, lambda: index.catalog)
         self.refreshes = RefreshCoalescer(index)
         self._asked_at = -math.inf
-        self._url_start: bytes | None = None
+        self.url_start: bytes | None = None
 
     def put_prefix_into_urls(self) -> None:
         """Hand out NAR URLs with the prefix from now on: this cache is not the only one of the root."""
         if self.prefix is not None:
-            self._url_start = b"%b%b/" % (_URL_START, url_prefix(self.prefix).encode())
+            self.url_start = b"%b%b/" % (_URL_START, url_prefix(self.prefix).encode())
 
     def find(self, hash_part: HashPartBytes) -> bytes | None:
         """Look up a narinfo, as it is served below the prefix."""
@@ -72,12 +73,12 @@ class OpenedCache:
 
     def hand_out(self, narinfo: bytes) -> bytes:
         """Return a narinfo of this cache as the root serves it."""
-        return narinfo if self._url_start is None else narinfo.replace(_URL_START, self._url_start, 1)
+        return narinfo if self.url_start is None else narinfo.replace(_URL_START, self.url_start, 1)
 
     def prefetch_for(self, narinfo: bytes) -> None:
         """Prefetch a narinfo's NAR or its pack; at the root of a closure, first that of the first NAR."""
-        if self._url_start is not None:
-            narinfo = narinfo.replace(self._url_start, _URL_START, 1)
+        if self.url_start is not None:
+            narinfo = narinfo.replace(self.url_start, _URL_START, 1)
         catalog = self.index.catalog
         now = time.monotonic()
         if catalog is not None and now - self._asked_at > _PAUSE_SECONDS:

@@ -35,9 +35,14 @@ class Finder(Protocol):
 
 
 class SignatureUnion:
-    """Adds upstream signatures to narinfos, and caches the result; ``keys`` are those that clients trust."""
+    """Adds other caches' signatures to narinfos, and caches the result; clients trust ``keys``.
 
-    def __init__(self, finder: Finder, keys: tuple[PublicKey, ...]) -> None:
+    Attributes:
+        has_upstreams: whether there is anybody to ask.
+    """
+
+    def __init__(self, finder: Finder, keys: tuple[PublicKey, ...], *, has_upstreams: bool = True) -> None:
+        self.has_upstreams = has_upstreams
         self._finder = finder
         self._keys = keys
         self._memo: BoundedCache[HashPartBytes, tuple[bytes, bytes, float]] = BoundedCache(MOST_REMEMBERED)

@@ -216,13 +216,13 @@ def test_a_wrong_key(doctor: Doctor, ghcr: Ghcr, tmp_path: Path) -> None:
 def test_every_bad_setting_is_named(doctor: Doctor) -> None:
     """Not only the first; what looks like a setting and is none, too; and the rest is still looked at."""
     doctor.set("NIXCACHE_PORT", "many")
-    doctor.set("NIXCACHE_REPO", "no repo")
+    doctor.set("NIXCACHE_REPO", "no repo!")
     doctor.set("NIXCACHE_LOG_LEVEL", "loud")
     doctor.set("NIXCACHE_PRORITY", "1")
     assert main(["doctor", "--client", "--publisher"]) == FAILED
     out = doctor.read().out
     assert "NIXCACHE_PORT 'many'" in out
-    assert "NIXCACHE_REPO 'no repo'" in out
+    assert "NIXCACHE_REPO 'no repo!'" in out
     assert "NIXCACHE_LOG_LEVEL 'loud'" in out
     assert "did you mean NIXCACHE_PRIORITY?" in out
     assert "- pull: skipped: the settings name no repository" in out

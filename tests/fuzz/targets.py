@@ -394,8 +394,9 @@ def _check_head(data: bytes) -> bool:
     if end < len(b"\r\n\r\n"):
         return False
     reader = HeadReader(lambda host: host == "localhost")
-    shape, wanted = reader.shape(data, 0, end), reader.wanted_narinfo(data, 0, end)
-    assert wanted is None or shape is Shape.PLAIN
+    shape, hash_part = reader.shape(data, 0, end), reader.wanted_narinfo(data, 0, end)
+    below = reader.wanted_below_prefix(data, 0, end)
+    assert (hash_part is None and below is None) or shape is Shape.PLAIN
     if shape is Shape.OTHER:
         return False
     lines = data[:end].decode("ascii").split("\r\n")
@@ -408,10 +409,12 @@ def _check_head(data: bytes) -> bool:
     if shape is Shape.PLAIN:
         assert names.count("host") == 1
         assert [value.strip() for name, _, value in fields if name.lower() == "host"] == ["localhost"]
-    if wanted is not None:
-        hash_part, prefix = wanted
-        start = "" if prefix is None else f"/{prefix.decode()}"
-        assert lines[0].split(" ", 1)[1] == f"{start}/{HashPart(hash_part.decode())}.narinfo HTTP/1.1"
+    if hash_part is not None:
+        assert lines[0].split(" ", 1)[1] == f"/{HashPart(hash_part.decode())}.narinfo HTTP/1.1"
+    if below is not None:
+        prefix, wanted = below
+        path = wanted if isinstance(wanted, NarUrl) else f"{HashPart(wanted.decode())}.narinfo"
+        assert lines[0].split(" ", 1)[1] == f"/{prefix.decode()}/{path} HTTP/1.1"
     return True
 
 

@@ -35,6 +35,8 @@ WITHOUT_OPTION = {
     "NIXCACHE_TLS_CERT": "as above",
     "NIXCACHE_TLS_KEY": "as above",
     "NIXCACHE_TLS_CLIENT_CA": "as above",
+    "NIXCACHE_CACHES_FILE": "caches, each an option; see test_caches.py",
+    "NIXCACHE_ON_DEMAND": "onDemand; unset by default, as it depends on who can connect",
     "NIXCACHE_INDEX_DIR": "systemd names its folder in CACHE_DIRECTORY",
     "NIXCACHE_STORE_DIR": "of a store elsewhere; extraSettings",
 }
@@ -51,6 +53,8 @@ def nix_settings_without(settings: Mapping[str, Any], *names: str) -> dict[str, 
         ("repo", "octocat/other", "NIXCACHE_REPO", "octocat/other"),
         ("registry", "registry.example:5000", "NIXCACHE_REGISTRY", "registry.example:5000"),
         ("image", "cache", "NIXCACHE_IMAGE", "cache"),
+        ("onDemand", ["ghcr.io/a/*", "b.example/*"], "NIXCACHE_ON_DEMAND", "ghcr.io/a/* b.example/*"),
+        ("onDemand", [], "NIXCACHE_ON_DEMAND", ""),
         ("port", 8080, "NIXCACHE_PORT", "8080"),
         ("listenAddress", "::", "NIXCACHE_LISTEN", "::"),
         (

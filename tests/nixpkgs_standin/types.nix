@@ -73,6 +73,15 @@ rec {
           throw "A definition for option `${path}.${name}' is not of type `${type.description}'."
       ) (mergeSets type path sets);
   };
+  submodule = module: {
+    description = "submodule";
+    check = isPlainSet;
+    merge =
+      _: sets:
+      builtins.removeAttrs (lib.evalModules { modules = [ module ] ++ map (config: { inherit config; }) sets; }).config [
+        "_module"
+      ];
+  };
   anything = {
     description = "anything";
     check = _: true;

@@ -95,7 +95,8 @@ class Modules:
           kind = "{kind}"; module = {MODULES[kind]}; settings = {file}; package = "{self.package}";
           system = "{system}"; more = {more}; lib = {self._lib or "null"};
         }}"""
-        run = self._nix.run("nix-instantiate", "--eval", "--strict", "--json", "-E", expression).check()
+        flags = ("--eval", "--read-write-mode", "--strict", "--json", "-E")
+        run = self._nix.run("nix-instantiate", *flags, expression).check()
         return Evaluated(**json.loads(run.stdout))
 
 

@@ -18,6 +18,7 @@ from collections.abc import Callable
 from enum import Enum
 from typing import Final, cast
 
+from nixcache_oci.cache.nar_url import NarUrl
 from nixcache_oci.proxy.front.aiohttp_protocol import AiohttpProtocol, log_answer
 from nixcache_oci.proxy.front.connections import IDLE_SECONDS, Connections
 from nixcache_oci.proxy.front.fast_path import FastPath
@@ -71,9 +72,11 @@ class FrontServer:
         """Answer the request with this head; None if the library has to."""
         is_get = data[start] == _GET
         try:
-            answer = self._narinfo(data, start, end, is_get=is_get)
-            if answer is None:
-                answer = self._nar(data, start, end, is_get=is_get)
+            answer = (
+                self._narinfo(data, start, end, is_get=is_get)
+                or self._nar(data, start, end, is_get=is_get)
+                or self._below_prefix(data, start, end, is_get=is_get)
+            )
         except Exception:  # noqa: BLE001  # the library meets it again, logs it, and answers
             return None
         if answer is not None and self._is_logging:
@@ -82,14 +85,25 @@ class FrontServer:
         return answer
 
     def _narinfo(self, data: bytes, start: int, end: int, *, is_get: bool) -> bytes | None:
-        wanted = self.reader.wanted_narinfo(data, start, end)
-        narinfo = self._fast_path.get_narinfo(*wanted, is_get=is_get) if wanted is not None else None
+        hash_part = self.reader.wanted_narinfo(data, start, end)
+        narinfo = self._fast_path.get_narinfo(hash_part, is_get=is_get) if hash_part is not None else None
         return render_narinfo(narinfo, is_get=is_get) if narinfo is not None else None
 
     def _nar(self, data: bytes, start: int, end: int, *, is_get: bool) -> bytes | None:
-        wanted = self.reader.wanted_nar(data, start, end)
-        nar = self._fast_path.get_nar(*wanted, is_get=is_get) if wanted is not None else None
+        url = self.reader.wanted_nar(data, start, end)
+        nar = self._fast_path.get_nar(url, is_get=is_get) if url is not None else None
         return render_nar(nar, is_get=is_get) if nar is not None else None
+
+    def _below_prefix(self, data: bytes, start: int, end: int, *, is_get: bool) -> bytes | None:
+        found = self.reader.wanted_below_prefix(data, start, end)
+        if found is None:
+            return None
+        prefix, wanted = found
+        if isinstance(wanted, NarUrl):
+            nar = self._fast_path.get_nar(wanted, prefix, is_get=is_get)
+            return render_nar(nar, is_get=is_get) if nar is not None else None
+        narinfo = self._fast_path.get_narinfo_below(prefix, wanted, is_get=is_get)
+        return render_narinfo(narinfo, is_get=is_get) if narinfo is not None else None
 
 
 class Front(asyncio.Protocol):

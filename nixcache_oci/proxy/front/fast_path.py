@@ -17,24 +17,26 @@ class FastPath:
         self._caches = caches
         self._union = union
 
-    def get_narinfo(
-        self, hash_part: HashPartBytes, prefix: bytes | None = None, *, is_get: bool
-    ) -> bytes | None:
-        """Return a narinfo; None if there is none, no index yet, or somebody has to be asked first.
+    def get_narinfo(self, hash_part: HashPartBytes, *, is_get: bool) -> bytes | None:
+        """Return a narinfo of the root; None if there is none, no index yet, or somebody must be asked first.
 
         On HEAD, nothing is prefetched.
         """
-        if prefix is None:
-            hit = find_hit(hash_part, self._caches.configured, self._union)
-            if hit is None:
-                return None
-            cache, narinfo = hit
-        else:
-            opened = self._caches.at(prefix)
-            found = opened.find(hash_part) if opened is not None else None
-            if opened is None or found is None:
-                return None
-            cache, narinfo = opened, found
+        hit = find_hit(hash_part, self._caches.configured, self._union)
+        if hit is None:
+            return None
+        cache, narinfo = hit
+        cache.counters.hits += 1
+        if is_get:
+            cache.prefetch_for(narinfo)
+        return narinfo
+
+    def get_narinfo_below(self, prefix: bytes, hash_part: HashPartBytes, *, is_get: bool) -> bytes | None:
+        """Return a narinfo of the cache with a prefix, likewise."""
+        cache = self._caches.at(prefix)
+        narinfo = cache.find(hash_part) if cache is not None else None
+        if cache is None or narinfo is None:
+            return None
         cache.counters.hits += 1
         if is_get:
             cache.prefetch_for(narinfo)

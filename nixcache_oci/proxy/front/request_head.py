@@ -19,12 +19,15 @@ from nixcache_oci.proxy.prefix import PREFIX
 END_OF_HEAD: Final = b"\r\n\r\n"
 
 _REQUEST_LINE: Final = re.compile(rb"(?:GET|HEAD) /[\x21-\x7e]* HTTP/1\.1\r\n")
-# The root's come first, and are the fastest.
-_PREFIX: Final = rb"(?:GET|HEAD) /(?:(" + PREFIX.encode() + rb")/)??"
-_NARINFO_LINE: Final = re.compile(_PREFIX + rb"(" + CHARACTER.encode() + rb"{32})\.narinfo HTTP/1\.1\r\n")
+_METHOD: Final = rb"(?:GET|HEAD) /"
+_NARINFO: Final = rb"(" + CHARACTER.encode() + rb"{32})\.narinfo"
 # Enough to recognize a NAR; NarUrl validates it.
-_NAR_LINE: Final = re.compile(
-    _PREFIX + rb"(nar/[0-9a-f]{64}(?:/[0-9]{1,18}-[0-9]{1,18})?\.nar[.0-9A-Za-z]{0,16}) HTTP/1\.1\r\n"
+_NAR: Final = rb"(nar/[0-9a-f]{64}(?:/[0-9]{1,18}-[0-9]{1,18})?\.nar[.0-9A-Za-z]{0,16})"
+_END_OF_LINE: Final = rb" HTTP/1\.1\r\n"
+_NARINFO_LINE: Final = re.compile(_METHOD + _NARINFO + _END_OF_LINE)
+_NAR_LINE: Final = re.compile(_METHOD + _NAR + _END_OF_LINE)
+_PREFIXED_LINE: Final = re.compile(
+    _METHOD + rb"(" + PREFIX.encode() + rb")/(?:" + _NARINFO + rb"|" + _NAR + rb")" + _END_OF_LINE
 )
 _FIELD: Final = rb"([!#$%&'*+.^_`|~0-9A-Za-z-]+):([\t\x20-\x7e]*)\r\n"
 _FIELDS: Final = re.compile(rb"(?:" + _FIELD + rb")*\r\n")
@@ -60,23 +63,25 @@ class HeadReader:
             lambda fields: _judge_fields(fields, is_allowed_host)
         )
 
-    def wanted_narinfo(self, data: bytes, start: int, end: int) -> tuple[HashPartBytes, bytes | None] | None:
-        """Return hash part and prefix of a plain request for a narinfo; None for any other request.
-
-        The prefix is None at the root.
-        """
+    def wanted_narinfo(self, data: bytes, start: int, end: int) -> HashPartBytes | None:
+        """Return the hash part of a plain request for a narinfo of the root; None for any other request."""
         line = _NARINFO_LINE.match(data, start, end)
-        return (HashPartBytes(line[2]), line[1]) if self._is_plain(line, data, end) else None
+        return HashPartBytes(line[1]) if self._is_plain(line, data, end) else None
 
-    def wanted_nar(self, data: bytes, start: int, end: int) -> tuple[NarUrl, bytes | None] | None:
-        """Return URL and prefix of a plain request for a NAR of a cache; None for any other request."""
+    def wanted_nar(self, data: bytes, start: int, end: int) -> NarUrl | None:
+        """Return the URL of a plain request for a NAR of a cache of the root; None for any other request."""
         line = _NAR_LINE.match(data, start, end)
+        return _parse_url(line[1]) if self._is_plain(line, data, end) else None
+
+    def wanted_below_prefix(
+        self, data: bytes, start: int, end: int
+    ) -> tuple[bytes, HashPartBytes | NarUrl] | None:
+        """Return the prefix of a plain request, and what it is for below that; None for any other."""
+        line = _PREFIXED_LINE.match(data, start, end)
         if not self._is_plain(line, data, end):
             return None
-        try:
-            return NarUrl.parse(line[2].decode()), line[1]
-        except FormatError:
-            return None
+        wanted = HashPartBytes(line[2]) if line[2] is not None else _parse_url(line[3])
+        return (line[1], wanted) if wanted is not None else None
 
     def shape(self, data: bytes, start: int, end: int) -> Shape:
         """Classify a request."""
@@ -89,6 +94,13 @@ class HeadReader:
         if line is None or end - line.end() > _MOST_FIELDS_BYTES:
             return False
         return self._judge(data[line.end() : end]) is Shape.PLAIN
+
+
+def _parse_url(text: bytes) -> NarUrl | None:
+    try:
+        return NarUrl.parse(text.decode())
+    except FormatError:
+        return None
 
 
 def _judge_fields(fields: bytes, is_allowed_host: Callable[[str], bool]) -> Shape:
