@@ -60,13 +60,15 @@ def newest_roots(records: Iterable[Record]) -> list[Root]:
     )
     found: dict[tuple[str, str], Root] = {}
     for record in publishes:
-        for name in dict.fromkeys(name for name, _ in record.roots):
-            paths = tuple(path for root, path in record.roots if root == name)
-            found[record.scope, name] = Root(record.scope, name, paths, record.time, None)
+        built: defaultdict[str, list[StorePath]] = defaultdict(list)
+        for name, path in record.roots:
+            built[name].append(path)
+        for name, of_name in built.items():
+            found[record.scope, name] = Root(record.scope, name, tuple(of_name), record.time, None)
         for name in record.failed:
             before = found.get((record.scope, name))
-            paths, built = (before.paths, before.built) if before is not None else ((), None)
-            found[record.scope, name] = Root(record.scope, name, paths, built, record.time)
+            paths, time = (before.paths, before.built) if before is not None else ((), None)
+            found[record.scope, name] = Root(record.scope, name, paths, time, record.time)
     return [found[key] for key in sorted(found)]
 
 

@@ -18,7 +18,7 @@ from typing import Final, Self
 from nixcache_oci.cache.mapped_file import map_file, release
 from nixcache_oci.cache.record import Record
 from nixcache_oci.cache.spilling_file import Fallback, SpillingFile
-from nixcache_oci.cache.table import TableHeader, parse_head, parse_header, parse_narinfos
+from nixcache_oci.cache.table import TableHeader, parse_header, parse_narinfos, parse_records
 from nixcache_oci.cache.table_budget import TableBudget
 from nixcache_oci.cache.table_inflation import LimitedText, TableInflater
 from nixcache_oci.cache.table_search import (
@@ -159,7 +159,11 @@ class TableFile:
         Raises:
             FormatError: a record is malformed.
         """
-        return parse_head(self._text).records
+        return tuple(self.each_record())
+
+    def each_record(self) -> Iterator[Record]:
+        """Read the records one at a time, as the caller asks for them; raises as ``records``."""
+        return parse_records(self._text)
 
 
 class TableFileWriter:

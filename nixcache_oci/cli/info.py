@@ -23,7 +23,7 @@ from nixcache_oci.cli.paths import Asked, add_paths, find_all
 from nixcache_oci.cli.verb import DONE, FAILED
 from nixcache_oci.nix.content_address import is_content_addressed
 from nixcache_oci.nix.narinfo import NarInfo
-from nixcache_oci.nix.signature import PublicKey, fingerprint, has_signature
+from nixcache_oci.nix.signature import PublicKey, judge_signatures
 from nixcache_oci.nix.store_path import HashPart
 from nixcache_oci.settings import variables
 from nixcache_oci.settings.values import Values
@@ -178,7 +178,7 @@ class Look:
             shown,
             served is not None,
             tuple(variants),
-            {sig.key_name: self._verdict(shown.narinfo, sig.key_name) for sig in shown.narinfo.sigs},
+            judge_signatures(shown.narinfo, self.keys),
             tuple(root for root in self.keepers.roots if path in root.paths),
             tuple(pin for pin in self.keepers.pins if pin.path == path),
             run_at_once(measure_closure(self.catalog, shown.narinfo)),
@@ -187,11 +187,3 @@ class Look:
     def _served(self, hash_part: HashPart) -> NarInfo | None:
         text = self.catalog.find(hash_part)
         return NarInfo.parse(text) if text is not None else None
-
-    def _verdict(self, narinfo: NarInfo, key_name: str) -> str:
-        known = [key for key in self.keys if key.name == key_name]
-        if not known:
-            return "unknown key"
-        covered = fingerprint(narinfo)
-        is_good = any(has_signature(key, covered, narinfo.sigs) for key in known)
-        return "good" if is_good else "wrong"
