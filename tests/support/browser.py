@@ -105,9 +105,10 @@ class Tab:
         assert "exceptionDetails" not in found, found["exceptionDetails"]
         return found["result"].get("value")
 
-    async def press(self, key: str, text: str = "") -> None:
-        """Press a key."""
+    async def press(self, key: str, text: str = "", *, leads_away: bool = False) -> None:
+        """Press a key, and wait for the page that it leads to, if it does."""
         codes = {"Tab": 9, "Enter": 13}
+        self._loaded.clear()
         for kind in ("keyDown", "keyUp"):
             await self.send(
                 "Input.dispatchKeyEvent",
@@ -116,6 +117,8 @@ class Tab:
                 windowsVirtualKeyCode=codes.get(key, 0),
                 **({"text": text} if kind == "keyDown" and text else {}),
             )
+        if leads_away:
+            await self.loaded()
 
     async def resize(self, width: int, height: int = 800) -> None:
         """Set the size of the window."""

@@ -15,6 +15,7 @@ from tests.support.objects import hash_part_of, store_object
 from tests.support.publish import CREATED, StoreObject, publish
 
 KEY: Final = SecretKey.generate("example-cache-1")
+SOURCE: Final = "https://github.com/example/project/commit/3f2a9c41d07be865aa10c2f7d6b94e5f08c1d2e3"
 _SIZES: Final = {"hello-2.12.2": 231_000, "glibc-2.40-66": 31_400_000, "gcc-14.3.0-lib": 9_180_000}
 _REFERENCES: Final = {
     "libunistring-1.4.1": ("glibc-2.40-66",),
@@ -72,7 +73,7 @@ async def publish_sample(repository: Repository, *, records: Sequence[Record] = 
         PinRecord("release-1.0", sample_path("hello-2.12.1"), CREATED, "forever"),
         PinRecord("demo", sample_path("web-server-0.9.1"), CREATED, "for 5 revisions"),
     ]
-    await publish(repository, objects, keys=[KEY], records=[*built, *records])
+    await publish(repository, objects, keys=[KEY], records=[*built, *records], source=SOURCE)
 
 
 def hostile_records() -> list[Record]:

@@ -36,7 +36,9 @@ _HEADERS: Final = {
     hdrs.CACHE_CONTROL: "no-store",
 }
 _ASSETS: Final = {"copy.js": "text/javascript", "icon.svg": "image/svg+xml", "style.css": "text/css"}
+# On an overview of one cache, or of several.
 _FEW_ROOTS: Final = 8
+_FEWER_ROOTS: Final = 3
 _MOST_ROOTS: Final = 500
 _HTML: Final = "text/html"
 
@@ -51,7 +53,10 @@ def page_routes(start: str) -> list[web.RouteDef]:
         web.get(f"{start}/_path/{{base_name}}", get_path),
         web.get(f"{start}/_roots", get_roots),
     ]
-    return [*routes, web.route("*", start, add_slash) if start else web.get("/_page/{name}", get_asset)]
+    if start:
+        return [*routes, web.route("*", start, add_slash)]
+    # Browsers ask for the second one where a page names none, as JSON does not.
+    return [*routes, web.get("/_page/{name}", get_asset), web.get("/favicon.ico", get_asset)]
 
 
 async def get_overview(request: web.Request) -> web.Response:
@@ -72,7 +77,7 @@ async def get_roots(request: web.Request) -> web.Response:
 
 async def get_asset(request: web.Request) -> web.Response:
     """Return the style sheet, the script or the icon."""
-    name = request.match_info["name"]
+    name = request.match_info.get("name", "icon.svg")
     if name not in _ASSETS:
         raise web.HTTPNotFound
     return web.Response(body=read_asset(name), headers=_HEADERS, content_type=_ASSETS[name], charset="utf-8")
@@ -120,11 +125,12 @@ async def _overview(here: "_Here", catalogs: Catalogs) -> web.Response:
         (here.home(cache), (await here.pages.keepers.of(cache, catalog)).roots) for cache, catalog in catalogs
     ]
     facts = here.facts
+    few = _FEW_ROOTS if len(facts) == 1 else _FEWER_ROOTS
     return await here.respond(
         "overview",
         caches=facts,
         conf="\n".join(conf_lines(here.url, facts)),
-        roots=[(home, of_cache[:_FEW_ROOTS]) for home, of_cache in roots if of_cache],
+        roots=[(home, of_cache[:few]) for home, of_cache in roots if of_cache],
         upstreams=here.upstreams,
     )
 
@@ -218,6 +224,7 @@ class _Here:
             "top": self._top,
             "own": self.home(one) if one is not None else self._top,
             "query": "",
+            "is_overview": template == "overview",
             "cache_title": one.repository.name if one is not None and not self._is_root else None,
         }
         text = await self.pages.templates.render(template, {**shared, **values})

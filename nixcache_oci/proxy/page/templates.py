@@ -8,7 +8,7 @@ from importlib import resources
 from typing import TYPE_CHECKING, Final
 
 from nixcache_oci.proxy.page.jobs import PageJobs
-from nixcache_oci.wording import format_size, show_unprintable
+from nixcache_oci.wording import format_size, inflected, show_unprintable
 
 if TYPE_CHECKING:
     from jinja2 import Environment, Template
@@ -56,6 +56,7 @@ def _load() -> "Environment":
     environment.filters |= {
         "ago": _ago,
         "grouped": lambda number: f"{number:,}",
+        "inflected": inflected,
         "size": format_size,
         "text": _text,
         "when": _when,
