@@ -4,7 +4,7 @@ BIN := .venv/bin
 # Root installs for all users, and everybody else for themselves.
 PREFIX ?= $(if $(filter 0,$(shell id -u)),/usr/local,$(HOME)/.local)
 
-.PHONY: help setup demo install uninstall test lint types layers tests programs soak registries reliability bench audit lock format clean
+.PHONY: help setup demo install uninstall test lint types layers tests programs soak registries reliability pictures bench audit lock format clean
 
 help:
 	@echo 'make demo     publish a sample into a throw-away cache, serve it, say what to try (Ctrl-C ends it)'
@@ -13,6 +13,7 @@ help:
 	@echo 'make soak     the tests that take minutes: load, faults, large searches'
 	@echo 'make registries  the journey of a cache at crane'"'"'s registry and at distribution 3, which are built first (needs Go)'
 	@echo 'make reliability  run the fault matrix, and write docs/reliability.md anew from what came of it'
+	@echo 'make pictures  take the pictures of the page in docs/pictures anew'
 	@echo 'make bench    measure side by side with what a user would take instead; tables and a chart go to bench/results'
 	@echo 'make audit    ask for known weaknesses of what is locked (needs the network)'
 	@echo 'make setup    .venv for working on it: .venv/bin/nixcache-oci is the program, beside all that the checks need'
@@ -43,12 +44,19 @@ uninstall:
 
 test: setup programs lint types layers tests
 
-programs: setup .venv/.go-programs
+programs: setup .venv/.go-programs .venv/.axe-core
 	scripts/test-programs
 
 # A minute at first; later, Go's own cache has what was built. Tried again where it failed.
 .venv/.go-programs: .venv/.runs scripts/go-programs
 	@scripts/go-programs '$(BIN)' && touch $@ || true
+
+.venv/.axe-core: .venv/.runs scripts/axe-core
+	@scripts/axe-core '$(BIN)' && touch $@ || true
+
+# Taken by the test that looks at the page in a browser.
+pictures: setup programs
+	PAGE_PICTURES=docs/pictures $(BIN)/pytest -n0 tests/proxy/page/test_browser.py
 
 lint: setup
 	$(BIN)/ruff check .

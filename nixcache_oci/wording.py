@@ -1,4 +1,4 @@
-"""Counts, sizes and times, for every line that people read: results, logs and errors."""
+"""Counts, sizes, times and odd letters, for every line that people read: results, logs and errors."""
 
 from typing import Final
 
@@ -44,6 +44,11 @@ def format_duration(seconds: float) -> str:
     if whole < _HOUR:
         return f"{whole // _MINUTE} min {whole % _MINUTE} s"
     return f"{whole // _HOUR} h {whole % _HOUR // _MINUTE} min"
+
+
+def show_unprintable(text: str) -> str:
+    r"""Make letters visible that are not, or that turn others around: ``\n`` for a newline, ``\u202e``."""
+    return "".join(letter if letter.isprintable() else ascii(letter)[1:-1] for letter in text)
 
 
 def _unit_for(size: float) -> tuple[int, str]:

@@ -2,7 +2,12 @@
 
 from hypothesis import HealthCheck, settings
 
-pytest_plugins = ["tests.support.order", "tests.support.programs", "tests.support.journey"]
+pytest_plugins = [
+    "tests.support.order",
+    "tests.support.programs",
+    "tests.support.journey",
+    "tests.support.tables",
+]
 
 # A slow machine is no fault of what is tested.
 settings.register_profile(

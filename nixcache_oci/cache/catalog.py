@@ -159,10 +159,22 @@ class Catalog:
             text = NarInfo.parse(text).render().encode()
         return text, verdict == _NONCANONICAL
 
+    def listing(self, hash_part: HashPart) -> list[CatalogTable]:
+        """Return the tables that list a store object, whether clients get it or not; the newest first."""
+        wanted = HashPartBytes(hash_part.encode())
+        key = row_key(wanted)
+        places = {
+            place
+            for slot in self.keys.slots(key)
+            if (place := self._places[slot]) is not None
+            and self.tables[place].file.find_hash_part(wanted, key) is not None
+        }
+        return [self.tables[place] for place in sorted(places)]
+
     def is_kept(self, hash_part: HashPart) -> bool:
         """Tell whether a segment lists it that gc has not marked as dead."""
         return self.find(hash_part) is not None and any(
-            table.file.find(hash_part) is not None for table in self.tables if not table.is_condemned
+            not table.is_condemned for table in self.listing(hash_part)
         )
 
     def prevalidate(self, most: int, most_bytes: int = MAX_AHEAD_BYTES) -> Generator[None, None, None]:

@@ -9,8 +9,9 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Final, Self
 
+from nixcache_oci.cache.keepers import Root, newest_roots
 from nixcache_oci.cache.nar_url import NarUrl
-from nixcache_oci.cache.record import PublishRecord, Record
+from nixcache_oci.cache.record import Record
 from nixcache_oci.cache.segment import Segment
 from nixcache_oci.cache.table_file import TableFile
 from nixcache_oci.cache.table_set import TableSet
@@ -123,25 +124,6 @@ class InventoryPaths:
 
 
 @dataclass(frozen=True, slots=True)
-class Root:
-    """What the publishes of one scope say of one name.
-
-    Attributes:
-        scope: that it belongs to.
-        name: of the output.
-        paths: of the last good build, one per output.
-        built: when that was published, or None.
-        failed: when it last failed, if later.
-    """
-
-    scope: str
-    name: str
-    paths: tuple[StorePath, ...]
-    built: datetime | None
-    failed: datetime | None
-
-
-@dataclass(frozen=True, slots=True)
 class Inventory:
     """Everything in the readable tables of a cache."""
 
@@ -218,20 +200,7 @@ class Inventory:
     def roots(self) -> list[Root]:
         """Return the newest state of each root, by scope and name, as far as records are readable."""
         readable, _ = self.readable_records()
-        publishes = sorted(
-            (record for record in readable if isinstance(record, PublishRecord)),
-            key=lambda record: record.time,
-        )
-        found: dict[tuple[str, str], Root] = {}
-        for record in publishes:
-            for name in dict.fromkeys(name for name, _ in record.roots):
-                paths = tuple(path for root, path in record.roots if root == name)
-                found[record.scope, name] = Root(record.scope, name, paths, record.time, None)
-            for name in record.failed:
-                before = found.get((record.scope, name))
-                paths, built = (before.paths, before.built) if before is not None else ((), None)
-                found[record.scope, name] = Root(record.scope, name, paths, built, record.time)
-        return [found[key] for key in sorted(found)]
+        return newest_roots(readable)
 
     def _files(self) -> Iterator[tuple[TableFile, Segment | None]]:
         listing = self.tables.listing

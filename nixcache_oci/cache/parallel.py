@@ -93,6 +93,16 @@ async def run_in_slices(job: Generator[None, None, T], pause_seconds: float) -> 
             since = time.monotonic()
 
 
+def run_at_once(job: Generator[None, None, T]) -> T:
+    """Run a job of short steps where nobody else needs a turn."""
+    while True:
+        try:
+            next(job)
+        except StopIteration as end:
+            result: T = end.value
+            return result
+
+
 def retrieve(task: "asyncio.Future[Any]") -> None:
     """Mark a done task's error as retrieved: nobody may be waiting for it any more."""
     if not task.cancelled():

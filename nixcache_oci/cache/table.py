@@ -115,8 +115,18 @@ def parse_head(content: Content) -> Table:
     Raises:
         FormatError: not a version 2 table, or a malformed header or record.
     """
-    _, *records = (_parse_fields(stanza) for stanza in _stanzas(content, 0, _end_of_head(content)))
-    return Table(parse_header(content), tuple(parse_record(record) for record in records))
+    return Table(parse_header(content), tuple(parse_records(content)))
+
+
+def parse_records(content: Content) -> Iterator[Record]:
+    """Parse all records strictly, one at a time.
+
+    Raises:
+        FormatError: one is malformed.
+    """
+    stanzas = _stanzas(content, 0, _end_of_head(content))
+    next(stanzas)  # the header
+    return (parse_record(_parse_fields(stanza)) for stanza in stanzas)
 
 
 def parse_header(content: Content) -> TableHeader:

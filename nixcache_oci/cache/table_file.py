@@ -10,7 +10,7 @@ import os
 import struct
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from itertools import islice
 from typing import Final, Self
@@ -18,13 +18,15 @@ from typing import Final, Self
 from nixcache_oci.cache.mapped_file import map_file, release
 from nixcache_oci.cache.record import Record
 from nixcache_oci.cache.spilling_file import Fallback, SpillingFile
-from nixcache_oci.cache.table import TableHeader, parse_head, parse_header, parse_narinfos
+from nixcache_oci.cache.table import TableHeader, parse_header, parse_narinfos, parse_records
 from nixcache_oci.cache.table_budget import TableBudget
 from nixcache_oci.cache.table_inflation import LimitedText, TableInflater
 from nixcache_oci.cache.table_search import (
     HashPartBytes,
     Scan,
     find_hash_part,
+    find_mentioning,
+    find_named,
     hash_part_at,
     is_key_at,
     row_key,
@@ -122,6 +124,14 @@ class TableFile:
         """Return the narinfo of a row, not validated."""
         return stanza_around(self._text, self._positions[row])
 
+    def named(self, words: Sequence[bytes], rows: range) -> Iterator[tuple[bytes, int]]:
+        """Find rows by name, as ``find_named`` does."""
+        return find_named(self._text, self._positions, words, rows)
+
+    def mentioning(self, wanted: bytes) -> Iterator[int | None]:
+        """Find rows by any text, as ``find_mentioning`` does."""
+        return find_mentioning(self._text, self._positions, wanted)
+
     def save(self, path: RootedPath) -> None:
         """Write it to where ``open`` finds it.
 
@@ -149,7 +159,11 @@ class TableFile:
         Raises:
             FormatError: a record is malformed.
         """
-        return parse_head(self._text).records
+        return tuple(self.each_record())
+
+    def each_record(self) -> Iterator[Record]:
+        """Read the records one at a time, as the caller asks for them; raises as ``records``."""
+        return parse_records(self._text)
 
 
 class TableFileWriter:

@@ -5,7 +5,7 @@ A stanza is validated when it is first served. Source: design section 2, "Table"
 
 import re
 from array import array
-from bisect import bisect_left
+from bisect import bisect_left, bisect_right
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Final, NewType, TypeAlias
@@ -36,6 +36,9 @@ _FIRST_PIECE_BYTES: Final = 2 * 1024
 _NEAR_BYTES: Final = 64
 _USUAL_BYTES: Final = 1024
 _KEY_CHARACTERS: Final = 12  # that fit into an unsigned 64-bit key
+_MAX_NAME_BYTES: Final = 211
+# Searched in one step for what narinfos mention: a tenth of a millisecond.
+_STEP_BYTES: Final = 128 * 1024
 KEY_BITS: Final = 5 * _KEY_CHARACTERS
 """Bits of a key, as evenly distributed as hash parts."""
 
@@ -119,6 +122,36 @@ def find_hash_part(
 def hash_part_at(content: Content, position: int) -> HashPartBytes:
     """Return the hash part at this offset."""
     return HashPartBytes(bytes(content[position : position + _HASH_CHARACTERS]))
+
+
+def find_named(
+    content: Content, positions: Sequence[int], words: Sequence[bytes], rows: range
+) -> Iterator[tuple[bytes, int]]:
+    """Find the store objects whose names have all of some words, at least one, among some rows.
+
+    Words are in lower case, and so are the names that are returned.
+    """
+    first, *others = words
+    for row in rows:
+        start = positions[row] + _HASH_CHARACTERS + 1
+        name = bytes(content[start : start + _MAX_NAME_BYTES]).partition(b"\n")[0].lower()
+        if first in name and all(word in name for word in others):
+            yield name, row
+
+
+def find_mentioning(content: Content, positions: Sequence[int], wanted: bytes) -> Iterator[int | None]:
+    """Find the rows whose narinfos have a text anywhere, some of them twice; None ends a short step."""
+    for begin in range(0, len(content), _STEP_BYTES):
+        piece = bytes(content[begin : begin + _STEP_BYTES + len(wanted) - 1])
+        at = piece.find(wanted)
+        while at >= 0:
+            row = bisect_right(positions, begin + at) - 1
+            if row >= 0:
+                yield row
+            if row + 1 == len(positions):
+                break
+            at = piece.find(wanted, max(at + 1, positions[row + 1] - begin))
+        yield None
 
 
 def is_key_at(content: Content, key: int, position: int) -> bool:

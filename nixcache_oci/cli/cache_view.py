@@ -7,18 +7,17 @@ from dataclasses import dataclass
 from typing import Final
 
 from nixcache_oci.cache.index_folder import IndexFolder
-from nixcache_oci.cache.inventory import Inventory, Root
+from nixcache_oci.cache.inventory import Inventory
+from nixcache_oci.cache.keepers import Keepers
 from nixcache_oci.cache.listing import read_listing, require_cache
+from nixcache_oci.cache.moment import Moment
 from nixcache_oci.cache.progress import Progress
-from nixcache_oci.cache.record import PinRecord, UnpinRecord
 from nixcache_oci.cache.table_set import read_tables
 from nixcache_oci.cache.timestamp import now
 from nixcache_oci.cli.compose import opened
 from nixcache_oci.cli.console import complain
 from nixcache_oci.cli.progress import showing
 from nixcache_oci.clients.repository import Repository
-from nixcache_oci.maintenance.gc.moment import Moment
-from nixcache_oci.maintenance.gc.roots import count_pins
 from nixcache_oci.settings import variables
 from nixcache_oci.settings.repository_config import index_dir, repository_config
 from nixcache_oci.settings.values import Values, add_flags
@@ -44,15 +43,6 @@ class CacheView:
     def is_whole(self) -> bool:
         """Whether every table was read."""
         return not self.inventory.tables.damaged and self.inventory.tables.left_out is None
-
-
-@dataclass(frozen=True, slots=True)
-class Keepers:
-    """What keeps store paths in a cache: the newest roots, and pins; whole if no record was unreadable."""
-
-    roots: list[Root]
-    pins: list[PinRecord]
-    is_whole: bool
 
 
 def add_view_flags(parser: argparse.ArgumentParser) -> None:
@@ -103,9 +93,7 @@ def read_keepers(view: CacheView) -> Keepers:
     records, malformed = view.inventory.readable_records()
     for tag, reason in malformed.items():
         warn(f"the records of {tag} cannot be read: {reason}")
-    counted = count_pins((one for one in records if isinstance(one, (PinRecord, UnpinRecord))), Moment(now()))
-    pins = sorted(counted.pins, key=lambda pin: (pin.name, pin.time, pin.path))
-    return Keepers(view.inventory.roots(), pins, not malformed)
+    return Keepers.of(records, Moment(now()), is_whole=not malformed)
 
 
 def warn(line: str) -> None:

@@ -9,10 +9,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from nixcache_oci.cache.catalog import Catalog
-from nixcache_oci.cache.inventory import Entry, Listed, Root
+from nixcache_oci.cache.closure import Closure, measure_closure
+from nixcache_oci.cache.inventory import Entry, Listed
+from nixcache_oci.cache.keepers import Keepers, Root
+from nixcache_oci.cache.parallel import run_at_once
 from nixcache_oci.cache.record import PinRecord
 from nixcache_oci.cache.timestamp import format_time
-from nixcache_oci.cli.cache_view import Keepers, add_view_flags, read_cache, read_keepers
+from nixcache_oci.cli.cache_view import add_view_flags, read_cache, read_keepers
 from nixcache_oci.cli.compose import run_async, start_logging
 from nixcache_oci.cli.console import say, say_json
 from nixcache_oci.cli.list import JsonObject, failed_json, listed_json, pin_json, root_json, time_json
@@ -20,7 +23,7 @@ from nixcache_oci.cli.paths import Asked, add_paths, find_all
 from nixcache_oci.cli.verb import DONE, FAILED
 from nixcache_oci.nix.content_address import is_content_addressed
 from nixcache_oci.nix.narinfo import NarInfo
-from nixcache_oci.nix.signature import PublicKey, fingerprint, has_signature
+from nixcache_oci.nix.signature import PublicKey, judge_signatures
 from nixcache_oci.nix.store_path import HashPart
 from nixcache_oci.settings import variables
 from nixcache_oci.settings.values import Values
@@ -57,16 +60,6 @@ def run(values: Values) -> int:
         texts = [info.to_lines() for info in infos]
         say(*texts[0], *(line for text in texts[1:] for line in ("", *text)))
     return DONE if view.is_whole and keepers.is_whole and not left_out else FAILED
-
-
-@dataclass(frozen=True, slots=True)
-class Closure:
-    """What clients get of a path's closure, itself included, and how many references lead to an upstream."""
-
-    paths: int
-    nar_size: int
-    file_size: int
-    elsewhere: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -185,37 +178,12 @@ class Look:
             shown,
             served is not None,
             tuple(variants),
-            {sig.key_name: self._verdict(shown.narinfo, sig.key_name) for sig in shown.narinfo.sigs},
+            judge_signatures(shown.narinfo, self.keys),
             tuple(root for root in self.keepers.roots if path in root.paths),
             tuple(pin for pin in self.keepers.pins if pin.path == path),
-            self._closure(shown.narinfo),
+            run_at_once(measure_closure(self.catalog, shown.narinfo)),
         )
 
     def _served(self, hash_part: HashPart) -> NarInfo | None:
         text = self.catalog.find(hash_part)
         return NarInfo.parse(text) if text is not None else None
-
-    def _verdict(self, narinfo: NarInfo, key_name: str) -> str:
-        known = [key for key in self.keys if key.name == key_name]
-        if not known:
-            return "unknown key"
-        covered = fingerprint(narinfo)
-        is_good = any(has_signature(key, covered, narinfo.sigs) for key in known)
-        return "good" if is_good else "wrong"
-
-    def _closure(self, narinfo: NarInfo) -> Closure:
-        seen = {narinfo.store_path.base_name}
-        queue, found, elsewhere = [narinfo], [narinfo], 0
-        while queue:
-            for reference in queue.pop().references:
-                if reference in seen:
-                    continue
-                seen.add(reference)
-                served = self._served(HashPart(reference.partition("-")[0]))
-                if served is not None:
-                    queue.append(served)
-                    found.append(served)
-                else:
-                    elsewhere += 1
-        sizes = (sum(one.nar_size for one in found), sum(one.file_size or 0 for one in found))
-        return Closure(len(found), *sizes, elsewhere)

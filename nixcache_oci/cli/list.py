@@ -9,10 +9,11 @@ import json
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime
 
-from nixcache_oci.cache.inventory import Listed, Root
+from nixcache_oci.cache.inventory import Listed
+from nixcache_oci.cache.keepers import Keepers, Root
 from nixcache_oci.cache.record import PinRecord
 from nixcache_oci.cache.timestamp import format_time
-from nixcache_oci.cli.cache_view import CacheView, Keepers, add_view_flags, read_cache, read_keepers, warn
+from nixcache_oci.cli.cache_view import CacheView, add_view_flags, read_cache, read_keepers, warn
 from nixcache_oci.cli.compose import run_async, start_logging
 from nixcache_oci.cli.console import complain, say_json_text, say_table
 from nixcache_oci.cli.verb import DONE, FAILED

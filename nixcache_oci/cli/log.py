@@ -20,7 +20,7 @@ from collections.abc import Callable, Iterator, Mapping
 from datetime import UTC, datetime
 from typing import Final, TextIO
 
-from nixcache_oci.wording import counted
+from nixcache_oci.wording import counted, show_unprintable
 
 MOST_VALUE_CHARACTERS: Final = 400
 """Of one field, before it is escaped; no store path is longer."""
@@ -161,8 +161,7 @@ def escape_unprintable(text: str) -> str:
 
     GitHub takes ``##[name]`` for a command, anywhere in a line: it is broken up as well.
     """
-    shown = "".join(letter if letter.isprintable() else ascii(letter)[1:-1] for letter in text)
-    return shown.replace(_COMMAND, "#\\x23[")
+    return show_unprintable(text).replace(_COMMAND, "#\\x23[")
 
 
 def _escape_for_logfmt(text: str) -> str:

@@ -35,6 +35,7 @@ VERBS: Final = {
     "watch-exec": "run a command, and publish what it builds",
     "hook": "let Nix queue what it builds",
     "list": "list what a cache holds, or what keeps it",
+    "search": "find store paths of a cache by name",
     "info": "show what a cache knows of a store path",
     "pin": "keep store paths under a name",
     "gc": "forget what no root and no pin reaches",

@@ -12,7 +12,8 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import Final, Self
 
-from nixcache_oci.cache.inventory import Entry, Root
+from nixcache_oci.cache.inventory import Entry
+from nixcache_oci.cache.keepers import Root
 from nixcache_oci.cli.cache_view import CacheView, warn
 from nixcache_oci.cli.list import time_json
 from nixcache_oci.clients.local_store.store import follow_links

@@ -6,6 +6,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 
+from nixcache_oci.cache.keepers import PinningRecord, counting_pins
+from nixcache_oci.cache.moment import Moment
 from nixcache_oci.cache.record import PinRecord, UnpinRecord
 from nixcache_oci.cache.timestamp import format_time, now
 from nixcache_oci.cli.cache_view import CacheView, add_view_flags, read_cache, warn
@@ -15,8 +17,6 @@ from nixcache_oci.cli.list import failed_json, pin_json
 from nixcache_oci.cli.paths import Asked, add_paths, find_all
 from nixcache_oci.cli.verb import DONE, FAILED, number
 from nixcache_oci.errors import Error, FormatError, UsageError
-from nixcache_oci.maintenance.gc.moment import Moment
-from nixcache_oci.maintenance.gc.roots import PinningRecord, count_pins
 from nixcache_oci.maintenance.pinning import Relisted, find_condemned, write_pinning
 from nixcache_oci.settings import variables
 from nixcache_oci.settings.repository_config import repository_config, segment_options
@@ -185,7 +185,7 @@ def _recorded(view: CacheView) -> list[PinningRecord]:
 
 
 def _counting(records: Iterable[PinningRecord]) -> list[PinRecord]:
-    return sorted(count_pins(records, Moment(now())).pins, key=lambda pin: (pin.name, pin.time, pin.path))
+    return counting_pins(records, Moment(now()))
 
 
 def _print_pins(view: CacheView, *, is_json: bool) -> None:

@@ -10,12 +10,12 @@ from dataclasses import dataclass
 
 from nixcache_oci.cache.commit import list_segments
 from nixcache_oci.cache.inventory import Entry, Inventory
+from nixcache_oci.cache.keepers import PinningRecord
 from nixcache_oci.cache.segment import Segment
 from nixcache_oci.cache.table import TableHeader
 from nixcache_oci.cache.writer import SegmentOptions, write_segments
 from nixcache_oci.clients.repository import Repository
 from nixcache_oci.errors import Error, NotFoundError
-from nixcache_oci.maintenance.gc.roots import PinningRecord
 from nixcache_oci.nix.closure import order_by_references
 from nixcache_oci.nix.narinfo import NarInfo
 from nixcache_oci.nix.store_path import HashPart

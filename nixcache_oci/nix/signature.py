@@ -190,6 +190,16 @@ def is_signed_by(narinfo: StoreObject, keys: Iterable[PublicKey]) -> bool:
     return any(has_signature(key, covered, narinfo.sigs) for key in keys)
 
 
+def judge_signatures(narinfo: StoreObject, keys: Iterable[PublicKey]) -> dict[str, str]:
+    """Say of each key that a signature names, whether it made it: ``good``, ``wrong`` or ``unknown key``."""
+    covered = fingerprint(narinfo)
+    verdicts = dict.fromkeys((sig.key_name for sig in narinfo.sigs), "unknown key")
+    for key in keys:
+        if key.name in verdicts and verdicts[key.name] != "good":
+            verdicts[key.name] = "good" if has_signature(key, covered, narinfo.sigs) else "wrong"
+    return verdicts
+
+
 def is_unsigned(narinfo: StoreObject) -> bool:
     """Tell whether nothing vouches for it: no signature, whosoever's, and no content address."""
     return not narinfo.sigs and not proves_its_path(narinfo)

@@ -25,6 +25,7 @@ from nixcache_oci.proxy.endpoints.cache_info import get_cache_info
 from nixcache_oci.proxy.endpoints.health import get_health
 from nixcache_oci.proxy.endpoints.nar import get_nar
 from nixcache_oci.proxy.endpoints.narinfo import get_narinfo
+from nixcache_oci.proxy.endpoints.page import page_routes
 from nixcache_oci.proxy.endpoints.public_key import get_public_key
 from nixcache_oci.proxy.endpoints.refresh import post_refresh
 from nixcache_oci.proxy.endpoints.status import get_status
@@ -39,6 +40,7 @@ from nixcache_oci.proxy.lookup import UpstreamFinder
 from nixcache_oci.proxy.nar_streams import NarStreams
 from nixcache_oci.proxy.open_files import current_limits
 from nixcache_oci.proxy.packs.memory import PackMemory
+from nixcache_oci.proxy.page.pages import Pages
 from nixcache_oci.proxy.prefix import PREFIX
 from nixcache_oci.proxy.relay import UnsatisfiableRangeError
 from nixcache_oci.proxy.signature_union import SignatureUnion
@@ -82,6 +84,7 @@ def build_app(
     app[app_keys.FAST_PATH] = FastPath(caches, union)
     app[app_keys.HOST_GUARD] = host_guard
     app[app_keys.NAR_STREAMS] = streams
+    app[app_keys.PAGES] = Pages()
     app[app_keys.STARTED] = time.time()
     app[app_keys.UPSTREAMS] = upstreams
     of_a_cache = [
@@ -106,6 +109,7 @@ def build_app(
             (app.router.add_get if method == "GET" else app.router.add_post)(start + path, handler)
         if caches.takes_uploads:
             app.add_routes(upload_routes(start))
+        app.add_routes(page_routes(start))
     app.on_response_prepare.append(_add_common_headers)
 
     async def run(app: web.Application) -> AsyncIterator[None]:

@@ -17,6 +17,7 @@ from nixcache_oci.proxy.guard import HostGuard
 from nixcache_oci.proxy.lookup import UpstreamFinder
 from nixcache_oci.proxy.nar_streams import NarStreams
 from nixcache_oci.proxy.opened_cache import OpenedCache
+from nixcache_oci.proxy.page.pages import Pages
 from nixcache_oci.proxy.signature_union import SignatureUnion
 
 CACHES = web.AppKey("caches", CacheSet)
@@ -29,6 +30,7 @@ FAST_PATH = web.AppKey("hits", FastPath)
 HOST_GUARD = web.AppKey("host_guard", HostGuard)
 FINDER = web.AppKey("finder", UpstreamFinder)
 NAR_STREAMS = web.AppKey("nar_streams", NarStreams)
+PAGES = web.AppKey("pages", Pages)
 UPSTREAMS = web.AppKey("upstreams", Upstreams)
 SIGNATURES = web.AppKey("signatures", SignatureUnion)
 STARTED = web.AppKey("started", float)

@@ -62,8 +62,8 @@ def is_from_elsewhere(sites: Iterable[str], origins: Iterable[str], host: str, a
     """Check whether a browser sends a request for a page that is not ours.
 
     Browsers add Sec-Fetch-Site to every request, and no page can change it; links from other pages count,
-    too, because no page of ours has links. Other clients, and browsers before 2023, send none. With the
-    header ``X-Nixcache-Oci``, as below, Origin does not count.
+    too: a link to here may open caches, and search. Other clients, and browsers before 2023, send none. With
+    the header ``X-Nixcache-Oci``, as below, Origin does not count.
     """
     if any(site.strip().lower() not in _OUR_SITES for site in sites):
         return True

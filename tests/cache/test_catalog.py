@@ -1,7 +1,7 @@
 """The catalog: which of several narinfos is served, and which is none."""
 
 import struct
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
@@ -10,16 +10,16 @@ import pytest
 
 from nixcache_oci.cache.catalog import MAX_VARIANTS, Catalog, CatalogTable
 from nixcache_oci.cache.table import Table, TableHeader, render_table
-from nixcache_oci.cache.table_file import TableFile, TableFileWriter
+from nixcache_oci.cache.table_file import TableFile
 from nixcache_oci.cache.table_search import HashPartBytes, row_key
 from nixcache_oci.cli.demo import make_sample
 from nixcache_oci.clients.rooted_path import RootedPath
 from nixcache_oci.nix.hash import NixHash
 from nixcache_oci.nix.narinfo import NarInfo
 from nixcache_oci.nix.signature import SecretKey, fingerprint
-from nixcache_oci.oci.digest import Digest
 from tests.support.objects import store_object
 from tests.support.publish import CREATED
+from tests.support.tables import MakeTable
 
 KEY, OTHER = SecretKey.generate("key-1"), SecretKey.generate("other-1")
 PATH = store_object("x").narinfo.store_path
@@ -29,23 +29,6 @@ def variant(number: int, *keys: SecretKey) -> NarInfo:
     """The same store path, built anew with another result; a smaller number has a smaller NarHash."""
     narinfo = replace(store_object("x").narinfo, nar_hash=NixHash(bytes([0] * 31 + [number])))
     return replace(narinfo, sigs=tuple(key.sign(fingerprint(narinfo)) for key in keys))
-
-
-MakeTable = Callable[..., CatalogTable]
-
-
-@pytest.fixture
-def make_table(tmp_path: Path) -> MakeTable:
-    def make(*narinfos: NarInfo, hours: int = 0, condemned: bool = False, text: bytes = b"") -> CatalogTable:
-        created = CREATED + timedelta(hours=hours)
-        text = text or render_table(Table(TableHeader(created), (), narinfos))
-        writer = TableFileWriter(RootedPath.of(tmp_path / f"{Digest.of(text).hex}.table"))
-        writer.write_text(text)
-        file = writer.finish(Digest.of(text))
-        writer.close()
-        return CatalogTable(file, condemned, created)
-
-    return make
 
 
 def find(tables: Sequence[CatalogTable], *keys: SecretKey) -> str | None:

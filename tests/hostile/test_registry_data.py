@@ -11,10 +11,10 @@ import pytest
 import zstandard
 
 from nixcache_oci.cache.index_folder import IndexFolder
+from nixcache_oci.cache.moment import Moment
 from nixcache_oci.cache.record import PublishRecord
 from nixcache_oci.cache.segment import SegmentTag, build_manifest
 from nixcache_oci.errors import Error
-from nixcache_oci.maintenance.gc.moment import Moment
 from nixcache_oci.maintenance.gc.roots import count_roots
 from nixcache_oci.nix.content_address import ContentAddress, Method
 from nixcache_oci.nix.hash import NixHash

@@ -124,7 +124,8 @@ def test_every_key_is_told_and_printed(story: Story, nix: NixSandbox, tmp_path: 
     ]
     story.run("publish", "--file", str(expression), "-A", "good", "--dry-run")
 
-    story.run("list")
+    found, listed = story.run("search", "large")["paths"], story.run("list")["paths"]
+    assert found == [one for one in listed if one["path"] == large]
     story.run("pin create", "release", one, "--stdin", input_text="./missing\n", status=1)
     story.run("push", other)
     story.run("pin create", "release", other)
@@ -137,8 +138,7 @@ def test_every_key_is_told_and_printed(story: Story, nix: NixSandbox, tmp_path: 
     story.run("doctor", "--publisher", status=story.machine.run("doctor", "--publisher").status)
 
     copy = f"oci:{tmp_path / 'copy'}"
-    assert story.run("mirror", f"oci:{tmp_path / 'cache'}", copy)["sent"] > 0
-    assert story.run("mirror", f"oci:{tmp_path / 'cache'}", copy)["sent"] == 0
+    assert [story.run("mirror", f"oci:{tmp_path / 'cache'}", copy)["sent"] > 0 for _ in "ab"] == [True, False]
     flat = str(tmp_path / "flat")
     assert story.run("export", flat)["exported"] > 0
     assert story.run("export", flat)["exported"] == 0

@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from nixcache_oci.cache.cache_index import INDEX_TAG, CacheIndex
+from nixcache_oci.cache.moment import Moment
 from nixcache_oci.cache.record import PinRecord, PublishRecord, Record, UnpinRecord
 from nixcache_oci.cache.segment import Segment
 from nixcache_oci.cache.timestamp import format_time
@@ -16,7 +17,6 @@ from nixcache_oci.errors import RegistryError
 from nixcache_oci.maintenance.gc.collect import carry_out_gc, mark, prepare_gc
 from nixcache_oci.maintenance.gc.gc_plan import GcOptions, GcPlan, plan_gc
 from nixcache_oci.maintenance.gc.idle import IdleNote, find_idle_note
-from nixcache_oci.maintenance.gc.moment import Moment
 from nixcache_oci.maintenance.gc.state import FormerIndex, GcState, Place, StoredSegment
 from nixcache_oci.nix.signature import SecretKey
 from nixcache_oci.oci import media_type

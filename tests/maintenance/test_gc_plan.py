@@ -5,13 +5,13 @@ from datetime import timedelta
 
 import pytest
 
+from nixcache_oci.cache.moment import Moment
 from nixcache_oci.cache.nar_url import NarUrl, describe_nar
 from nixcache_oci.cache.record import PublishRecord, Record, UnknownRecord
 from nixcache_oci.cache.segment import Segment, build_manifest
 from nixcache_oci.cache.table import Table, TableHeader, parse_table, render_table
 from nixcache_oci.maintenance.gc.collect import mark
 from nixcache_oci.maintenance.gc.gc_plan import GcOptions, GcPlan, plan_gc
-from nixcache_oci.maintenance.gc.moment import Moment
 from nixcache_oci.maintenance.gc.state import (
     FormerIndex,
     GcState,

@@ -6,10 +6,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from nixcache_oci.cache.keepers import PinningRecord, count_pins
+from nixcache_oci.cache.moment import Moment
 from nixcache_oci.cache.record import PinRecord, PublishRecord, UnpinRecord
 from nixcache_oci.cache.timestamp import format_time
-from nixcache_oci.maintenance.gc.moment import Moment
-from nixcache_oci.maintenance.gc.roots import PinningRecord, count_pins, count_roots
+from nixcache_oci.maintenance.gc.roots import count_roots
 from nixcache_oci.nix.store_path import StorePath
 from tests.support.objects import hash_part_of
 from tests.support.publish import CREATED

@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from nixcache_oci.cache.moment import Moment
 from nixcache_oci.cache.record import UNRECORDED, PublishRecord
-from nixcache_oci.maintenance.gc.moment import Moment
 from nixcache_oci.maintenance.gc.roots import count_roots
 from nixcache_oci.publisher.publish_plan import changes_nothing
 from tests.maintenance.test_roots import DAY, RETENTION, publish

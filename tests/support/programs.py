@@ -10,14 +10,20 @@ import shutil
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Final
 
 import pytest
+
+# The same program where no package has its own name.
+_OTHER_NAMES: Final = {"chromium": ("chromium-browser", "google-chrome")}
 
 
 def find_program(name: str) -> str | None:
     """Find a program beside this Python, in PATH, or where Debian puts servers; None where it is missing."""
     beside, path = str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)
-    return shutil.which(name, path=os.pathsep.join([beside, path, "/usr/local/sbin", "/usr/sbin", "/sbin"]))
+    folders = os.pathsep.join([beside, path, "/usr/local/sbin", "/usr/sbin", "/sbin"])
+    found = (shutil.which(one, path=folders) for one in (name, *_OTHER_NAMES.get(name, ())))
+    return next((one for one in found if one is not None), None)
 
 
 def require_program(name: str) -> str:

@@ -62,6 +62,7 @@ async def publish(
     records: Sequence[Record] = (),
     in_packs: bool = True,
     is_listed: bool = True,
+    source: str | None = None,
 ) -> Segment:
     """Publish as one segment, small NARs in packs; without ``is_listed`` only the segment's tag knows it."""
     narinfos: list[NarInfo] = []
@@ -84,7 +85,7 @@ async def publish(
             await repository.push_blob(pack.digest, pack.content)
             layers.append(Descriptor(media_type.PACK, pack.digest, len(pack.content)))
             narinfos += pack.narinfos
-    header = TableHeader(created, public_keys=tuple(str(key.public_key) for key in keys))
+    header = TableHeader(created, source, tuple(str(key.public_key) for key in keys))
     segment = await push_segment(repository, Table(header, tuple(records), tuple(narinfos)), layers)
     if is_listed:
         assert await list_segments(repository, [segment])

@@ -21,6 +21,7 @@ from nixcache_oci.cache.cache_index import CacheIndex
 from nixcache_oci.cache.commit import write_index
 from nixcache_oci.cache.former import forgetting, read_former, remembering
 from nixcache_oci.cache.listing import Union, read_union
+from nixcache_oci.cache.moment import Moment
 from nixcache_oci.cache.progress import SILENT, Progress
 from nixcache_oci.cache.segment import Segment
 from nixcache_oci.cache.timestamp import format_time, now
@@ -29,7 +30,6 @@ from nixcache_oci.errors import Error, ReferencedError, RegistryError
 from nixcache_oci.maintenance.gc.former_reader import read_remembered
 from nixcache_oci.maintenance.gc.gc_plan import GcOptions, GcPlan, plan_gc
 from nixcache_oci.maintenance.gc.idle import Rest, find_rest
-from nixcache_oci.maintenance.gc.moment import Moment
 from nixcache_oci.maintenance.gc.replacement import push_replacement
 from nixcache_oci.maintenance.gc.state import GcState
 from nixcache_oci.maintenance.gc.state_reader import read_state

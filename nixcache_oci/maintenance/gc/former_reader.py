@@ -12,13 +12,13 @@ from typing import Final
 from nixcache_oci.cache.cache_index import CacheIndex
 from nixcache_oci.cache.former import read_former
 from nixcache_oci.cache.listing import found_or_none
+from nixcache_oci.cache.moment import Moment
 from nixcache_oci.cache.parallel import run_all
 from nixcache_oci.cache.progress import Progress
 from nixcache_oci.cache.segment import Segment
 from nixcache_oci.clients.repository import Repository, UntaggedVersion
 from nixcache_oci.errors import FormatError
 from nixcache_oci.maintenance.gc.gc_plan import GcOptions
-from nixcache_oci.maintenance.gc.moment import Moment
 from nixcache_oci.maintenance.gc.state import FormerIndex, GcState
 from nixcache_oci.oci.digest import Digest
 from nixcache_oci.oci.reference import parse_tag_or_digest

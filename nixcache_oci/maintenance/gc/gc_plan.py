@@ -11,11 +11,11 @@ from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import Final
 
+from nixcache_oci.cache.moment import Moment
 from nixcache_oci.cache.record import Record
 from nixcache_oci.cache.splitting import MAX_NARINFO_BYTES
 from nixcache_oci.cache.writer import SegmentOptions
 from nixcache_oci.maintenance.gc.leaving import choose_trimmed, choose_unlisted
-from nixcache_oci.maintenance.gc.moment import Moment
 from nixcache_oci.maintenance.gc.replacement import Replacement, replace_segments
 from nixcache_oci.maintenance.gc.roots import count
 from nixcache_oci.maintenance.gc.state import FormerIndex, GcState, Place, StoredSegment

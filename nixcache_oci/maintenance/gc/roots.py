@@ -5,8 +5,7 @@ name, or when a later whole run neither builds it nor lists it as failed; it cou
 A run never displaces what was published after it began, so that a slow job, or a restarted old run, does not
 displace a newer one's roots. When in doubt, a root counts.
 
-A pin counts until its date, or forever, or until as many other paths were pinned under its name as it has
-revisions; or until its name is unpinned. Source: design section 5, promise 1.
+Source: design section 5, promise 1.
 """
 
 from collections import defaultdict
@@ -15,6 +14,8 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Generic, TypeVar
 
+from nixcache_oci.cache.keepers import count_pins
+from nixcache_oci.cache.moment import Moment
 from nixcache_oci.cache.record import (
     PUSH_SCOPE_START,
     UNRECORDED,
@@ -24,11 +25,8 @@ from nixcache_oci.cache.record import (
     UnknownRecord,
     UnpinRecord,
 )
-from nixcache_oci.cache.timestamp import parse_time
-from nixcache_oci.maintenance.gc.moment import Moment
 from nixcache_oci.nix.store_path import StorePath
 
-PinningRecord = PinRecord | UnpinRecord
 RecordT = TypeVar("RecordT", PublishRecord, Record)
 
 
@@ -157,45 +155,3 @@ def count(
     pins = count_pins((one for one in unique if isinstance(one, PinRecord | UnpinRecord)), moment)
     unknown = {one for one in unique if isinstance(one, UnknownRecord)}
     return Counting(roots.paths | {pin.path for pin in pins.pins}, roots.records | pins.records | unknown)
-
-
-@dataclass(frozen=True, slots=True)
-class CountedPins:
-    """Which pins count at one time."""
-
-    pins: frozenset[PinRecord]  # that count
-    records: frozenset[PinningRecord]  # that later decisions depend on; the others may be dropped
-
-
-def count_pins(records: Iterable[PinningRecord], moment: Moment) -> CountedPins:
-    """Decide which pins count; duplicates count once."""
-    by_name: defaultdict[str, set[PinningRecord]] = defaultdict(set)
-    for record in records:
-        by_name[record.name].add(record)
-    pins: set[PinRecord] = set()
-    kept: set[PinningRecord] = set()
-    for members in by_name.values():
-        made = [record for record in members if isinstance(record, PinRecord)]
-        counting = {record for record in made if _counts(record, members, moment)}
-        pins |= counting
-        kept |= counting
-        # Records after the oldest pin may end or displace it, so they stay: it must not count again.
-        if made:
-            oldest = min(record.time for record in made)
-            kept |= {record for record in members if record.time > oldest}
-        else:
-            kept |= {record for record in members if not moment.is_past(record.time)}
-    return CountedPins(frozenset(pins), frozenset(kept))
-
-
-def _counts(pin: PinRecord, members: Iterable[PinningRecord], moment: Moment) -> bool:
-    later = [record for record in members if record.time > pin.time]
-    if any(isinstance(record, UnpinRecord) for record in later):
-        return False
-    match pin.keep.split(" "):
-        case ["until", time]:
-            return not moment.is_past(parse_time(time))
-        case ["for", revisions, _]:
-            others = {record.path for record in later if isinstance(record, PinRecord)} - {pin.path}
-            return len(others) < int(revisions)
-    return True

@@ -1,4 +1,4 @@
-"""The time that gc decides by, which knows how long it may be used again."""
+"""The time that decisions about age are made by, which knows how long it may be used again."""
 
 from datetime import datetime, timedelta
 
