@@ -4,13 +4,14 @@ BIN := .venv/bin
 # Root installs for all users, and everybody else for themselves.
 PREFIX ?= $(if $(filter 0,$(shell id -u)),/usr/local,$(HOME)/.local)
 
-.PHONY: help setup demo install uninstall test lint types layers tests programs soak reliability pictures bench audit lock format clean
+.PHONY: help setup demo install uninstall test lint types layers tests programs soak registries reliability pictures bench audit lock format clean
 
 help:
 	@echo 'make demo     publish a sample into a throw-away cache, serve it, say what to try (Ctrl-C ends it)'
 	@echo 'make install  the program, with dependencies of its own, into PREFIX: $(PREFIX); make uninstall removes it'
 	@echo 'make test     every check: lint, types, layers, tests'
 	@echo 'make soak     the tests that take minutes: load, faults, large searches'
+	@echo 'make registries  the journey of a cache at crane'"'"'s registry and at distribution 3, which are built first (needs Go)'
 	@echo 'make reliability  run the fault matrix, and write docs/reliability.md anew from what came of it'
 	@echo 'make pictures  take the pictures of the page in docs/pictures anew'
 	@echo 'make bench    measure side by side with what a user would take instead; tables and a chart go to bench/results'
@@ -77,6 +78,11 @@ tests: setup
 # Some of them print figures, which belong to the result.
 soak: setup programs
 	$(BIN)/pytest -m soak -s
+
+# Not a part of `make test`: building them takes minutes.
+registries: setup
+	@scripts/go-programs '$(BIN)' registries || true
+	$(BIN)/pytest -m registries
 
 # The soak writes into the same folder, if it is run with the same variable.
 reliability: setup programs

@@ -1,16 +1,17 @@
 """What a large cache costs a reader: start from disk, memory, look-ups, and a refresh beside requests."""
 
 import http.client
+import multiprocessing
 import random
 import statistics
 import tempfile
-import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from functools import partial
 from itertools import count
+from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Self
 
@@ -37,27 +38,28 @@ from tests.support.proxy import ProxyProcess
 from tests.support.publish import CREATED
 from tests.support.registries import REPO, Ghcr, ghcr_double
 
-TITLE = "caches of 10,000 to 1,000,000 paths: start, memory, look-ups, refresh"
+TITLE = "caches of 10,000 to 1,000,000 paths, and of 1,500 segments: start, memory, look-ups, refresh"
 
-_SIZES = (10_000, 100_000, 1_000_000)
-_TARGET_SIZE = 1_000_000
-_PATHS_OF_A_SEGMENT = 50_000
+# Paths and segments.
+_SIZES = ((10_000, 1), (100_000, 2), (1_000_000, 20), (1_000_000, 1500))
+_SMALL = 2
 _NEW_PATHS = 100
 _LOOK_UPS = 20_000
 _LETTERS = "0123456789abcdfghijklmnpqrsvwxyz"
 _SLICES = 16_000  # of 1,000 bytes in a pack
 _MIB = 1024 * 1024
-_ASKED_SECONDS = 1.0
+_STILL_SECONDS = 0.2
+_ASKED_FOR = 10_000
 _STILL = "without a refresh"
 
 
 def run(bench: Bench) -> None:
     """Measure caches of several sizes."""
-    for paths in _SIZES[:2] if bench.is_quick else _SIZES:
-        series = _SeriesAt(paths)
+    for paths, segments in _SIZES[:_SMALL] if bench.is_quick else _SIZES:
+        series = _SeriesAt(paths, segments)
         with ghcr_double() as registry, tempfile.TemporaryDirectory() as name:
-            cache = _Cache(Path(name), registry, series, _fill(registry, paths))
-            bench.figures.record(series.first_index, OURS, cache.start_without_index())
+            cache = _Cache(Path(name), registry, series, _fill(registry, paths, segments))
+            bench.compare({OURS: cache.start_without_index}, rounds=1)
             bench.compare({OURS: cache.start})
             bench.compare({OURS: cache.look_up})
             with cache.running() as proxy:
@@ -66,25 +68,32 @@ def run(bench: Bench) -> None:
                 bench.compare(
                     {OURS: partial(cache.refresh, proxy), _STILL: partial(cache.stand_still, proxy)}
                 )
-    series = _SeriesAt(_TARGET_SIZE)
+    few, many = (_SeriesAt(*size) for size in _SIZES[_SMALL:])
     for one, limit in (
-        (series.ready, 2),
-        (series.anonymous, 300),
-        (series.p99, 50),
-        (series.refresh_bytes, 200_000),
-        (series.delay, 20),
+        (few.ready, 2),
+        (few.anonymous, 300),
+        (few.p99, 50),
+        (few.refresh_bytes, 200_000),
+        (few.delay, 20),
+        (many.fetched, 60),
+        (many.anonymous, 60),
+        (many.delay_p99, 1),
     ):
         bench.expect(Target(one, OURS, limit))
 
 
 class _SeriesAt:
-    """The series of a cache of so many paths."""
+    """The series of a cache of so many paths in so many segments."""
 
-    def __init__(self, paths: int) -> None:
+    def __init__(self, paths: int, segments: int) -> None:
         def series(name: str, unit: str) -> Series:
-            return Series(name, unit, at=paths, axis="paths")
+            is_many = segments == _SIZES[-1][1]
+            return Series(
+                name, unit, at=paths, axis=f"paths in {segments:,} segments" if is_many else "paths"
+            )
 
         self.first_index = series("start to first narinfo, nothing on disk", "s")
+        self.fetched = series("RssAnon after the first fetch", "MiB")
         self.ready = series("start to first narinfo, from disk", "s")
         self.anonymous = series("RssAnon after 10,000 look-ups", "MiB")
         self.resident = series("RSS after 10,000 look-ups", "MiB")
@@ -95,6 +104,7 @@ class _SeriesAt:
         self.refresh_bytes = series(f"refresh after {_NEW_PATHS} paths", "bytes")
         self.refresh_time = series(f"refresh after {_NEW_PATHS} paths, time", "s")
         self.delay = series("longest request during a refresh", "ms")
+        self.delay_p99 = series("request during a refresh, p99", "ms")
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,13 +120,17 @@ class _Cache:
     def _settings(self) -> dict[str, str]:
         return settings_of(self.registry, self.folder)
 
-    def start_without_index(self) -> float:
-        """Start where nothing is on disk; gives the seconds to the first narinfo."""
+    def start_without_index(self) -> Measurement:
+        """Start where nothing is on disk."""
         begun = time.monotonic()
         with ProxyProcess(self.folder, **self._settings) as proxy:
             proxy.wait_ready()
             self._ask(proxy)
-            return time.monotonic() - begun
+            seconds = time.monotonic() - begun
+            return {
+                self.series.first_index: seconds,
+                self.series.fetched: proxy.anonymous_bytes() / _MIB,
+            }
 
     def start(self) -> Measurement:
         """Start from what is on disk."""
@@ -142,7 +156,7 @@ class _Cache:
 
     def running(self) -> ProxyProcess:
         """Make a proxy that has answered 10,000 requests once it runs."""
-        return _WarmProxy(self.folder, self.hash_parts[:10_000], self._settings)
+        return _WarmProxy(self.folder, self.hash_parts[:_ASKED_FOR], self._settings)
 
     def refresh(self, proxy: ProxyProcess) -> Measurement:
         """Publish, and let a proxy look while it is asked without a pause."""
@@ -150,56 +164,54 @@ class _Cache:
         put(self.registry, [store_object(seed) for seed in new], [SecretKey.generate("bench-1")])
         double = self.registry.server
         double.reset_requests()
-        seconds = 0.0
-
-        def look() -> None:
-            nonlocal seconds
-            begun = time.monotonic()
-            proxy.refresh()
-            seconds = time.monotonic() - begun
-
-        longest = self._longest_request(proxy, look)
+        seconds, delays = self._ask_during(proxy, proxy.refresh)
         sent = sum(record.bytes_sent for record in double.requests)
         assert proxy.ask(f"/{hash_part_of(new[0])}.narinfo", method="HEAD").status == 200
-        return {
-            self.series.refresh_bytes: sent,
-            self.series.refresh_time: seconds,
-            self.series.delay: longest * 1000,
-        }
+        return {self.series.refresh_bytes: sent, self.series.refresh_time: seconds, **delays}
 
     def stand_still(self, proxy: ProxyProcess) -> Measurement:
-        """Ask as long without any refresh: what this machine does to requests anyway."""
-        return {self.series.delay: self._longest_request(proxy, lambda: None) * 1000}
+        """Ask without any refresh: what this machine does to requests anyway."""
+        return self._ask_during(proxy, lambda: time.sleep(_STILL_SECONDS))[1]
 
-    def _longest_request(self, proxy: ProxyProcess, job: Callable[[], None]) -> float:
-        """Ask for random narinfos while a job is done, and a while before and after; gives seconds."""
-        longest = 0.0
-        is_over = threading.Event()
-
-        def ask() -> None:
-            nonlocal longest
-            connection = http.client.HTTPConnection(proxy.host)
-            while not is_over.is_set():
-                hash_part = random.choice(self.hash_parts)
-                begun = time.perf_counter()
-                connection.request("HEAD", f"/{hash_part}.narinfo")
-                connection.getresponse().read()
-                longest = max(longest, time.perf_counter() - begun)
-            connection.close()
-
-        thread = threading.Thread(target=ask)
-        thread.start()
+    def _ask_during(self, proxy: ProxyProcess, job: Callable[[], object]) -> tuple[float, Measurement]:
+        """Ask for random narinfos while a job is done; gives its seconds, and how long requests took."""
+        context = multiprocessing.get_context("spawn")  # this process has threads: those of the registry
+        here, there = context.Pipe()
+        asking = context.Process(
+            target=_ask_until_told, args=(proxy.host, self.hash_parts[:_ASKED_FOR], there)
+        )
+        asking.start()
+        here.recv()  # it has begun
+        begun = time.monotonic()
         try:
-            time.sleep(_ASKED_SECONDS / 2)
             job()
-            time.sleep(_ASKED_SECONDS / 2)
         finally:
-            is_over.set()
-            thread.join()
-        return longest
+            ended = time.monotonic()
+            here.send(None)
+            asked = here.recv()
+            asking.join()
+        during = [end - start for start, end in asked if end >= begun and start <= ended]
+        return ended - begun, {
+            self.series.delay: max(during) * 1000,
+            self.series.delay_p99: statistics.quantiles(during, n=100)[98] * 1000,
+        }
 
     def _ask(self, proxy: ProxyProcess) -> None:
         assert proxy.ask(f"/{self.hash_parts[0]}.narinfo", method="HEAD").status == 200
+
+
+def _ask_until_told(host: str, hash_parts: Sequence[HashPart], told: Connection) -> None:
+    """Ask for random narinfos, in a process of its own, and tell when each request began and ended."""
+    connection = http.client.HTTPConnection(host)
+    asked = []
+    while not told.poll():
+        begun = time.monotonic()
+        connection.request("HEAD", f"/{random.choice(hash_parts)}.narinfo")
+        connection.getresponse().read()
+        asked.append((begun, time.monotonic()))
+        if len(asked) == 1:
+            told.send(None)
+    told.send(asked)
 
 
 def _percentiles(catalog: Catalog, wanted: Sequence[HashPart]) -> list[float]:
@@ -234,13 +246,11 @@ class _WarmProxy(ProxyProcess):
 _numbers = count()
 
 
-def _fill(registry: Ghcr, paths: int) -> list[HashPart]:
+def _fill(registry: Ghcr, paths: int, segments: int) -> list[HashPart]:
     """List so many made-up paths; gives their hash parts in no order. Their NARs play no part here."""
     generator = random.Random(paths)
     hash_parts = ["".join(generator.choices(_LETTERS, k=32)) for _ in range(paths)]
-    parts = [
-        hash_parts[start : start + _PATHS_OF_A_SEGMENT] for start in range(0, paths, _PATHS_OF_A_SEGMENT)
-    ]
+    parts = [hash_parts[number::segments] for number in range(segments)]
 
     async def push(client: Repository) -> None:
         await push_empty_config(client)

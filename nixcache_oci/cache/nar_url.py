@@ -39,7 +39,11 @@ _SHAPE = re.compile(
     rf"nar/(?P<hex>[0-9a-f]{{64}})(?:/(?P<offset>{_NUMBER})-(?P<length>{_NUMBER}))?\.nar(?P<suffix>\.[A-Za-z0-9]+)?"
 )
 
-_PACK_LINE = re.compile(rb"\nURL: nar/([0-9a-f]{64})/")
+# Narinfos are written in this order.
+_SLICE_LINES = re.compile(
+    rb"\nURL: nar/([0-9a-f]{64})/(0|[1-9][0-9]{0,7})-([1-9][0-9]{0,5})\.nar[^\n]*\nCompression: [^\n]*\n"
+    rb"FileHash: ([^\n]+)\n"
+)
 _BLOB_LINES = re.compile(
     rb"\nURL: nar/([0-9a-f]{64})\.nar[^\n]*\nCompression: [^\n]*\n"
     rb"(?:FileHash: [^\n]*\n)?FileSize: ([0-9]{1,19})\n"
@@ -85,10 +89,18 @@ class NarUrl:
         return cls(blob, offset, length, suffix)
 
 
-def pack_of(narinfo: bytes) -> Digest | None:
-    """Return the pack of a narinfo's NAR, without parsing the rest; None for a blob of its own."""
-    match = _PACK_LINE.search(narinfo)
-    return Digest(match[1].decode()) if match is not None else None
+def hashed_slice_of(narinfo: bytes) -> tuple[Digest, int, int, bytes] | None:
+    """Return pack, start, end and FileHash of a NAR in a pack, without parsing the rest.
+
+    None for a blob of its own, without FileHash, or beyond the limits of packs.
+    """
+    match = _SLICE_LINES.search(narinfo)
+    if match is None:
+        return None
+    start, length = int(match[2]), int(match[3])
+    if length > MAX_PACKED_NAR_BYTES or start + length > MAX_PACK_BYTES:
+        return None
+    return Digest(match[1].decode()), start, start + length, match[4]
 
 
 def sized_blob_of(narinfo: bytes) -> tuple[Digest, int] | None:

@@ -78,7 +78,11 @@ DESCRIPTION = (
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Describe the verb's arguments."""
-    parser.add_argument("--publisher", action="store_true", help="check what publishing needs")
+    parser.add_argument(
+        "--publisher",
+        action="store_true",
+        help="check what publishing needs; elsewhere than at GitHub also by writing, and deleting that",
+    )
     parser.add_argument("--client", action="store_true", help="check Nix and the proxy of this machine")
     parser.add_argument("--json", action="store_true", help="print JSON instead of text")
     add_flags(parser, _VARIABLES)
@@ -222,7 +226,12 @@ class _Doctor:
             findings = [_check_layout(location, is_publisher=self.roles.is_publisher)]
             is_readable = not findings[0].remedy
         else:
-            access = await remote.check_registry(location, environment, is_publisher=self.roles.is_publisher)
+            access = await remote.check_registry(
+                location,
+                environment,
+                is_publisher=self.roles.is_publisher,
+                tries=self.values.flags.publisher,
+            )
             findings, is_readable = access.findings, access.is_readable
         if not is_readable:
             return [*findings, *skipped((remote.INDEX,), "the repository cannot be read")], None

@@ -4,7 +4,7 @@ import argparse
 import logging
 import os
 import socket
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import AsyncExitStack
 from ipaddress import ip_address
 
@@ -17,6 +17,7 @@ from nixcache_oci.proxy.config import ProxyConfig
 from nixcache_oci.proxy.on_demand import OnDemandSettings
 from nixcache_oci.proxy.server import run_proxy
 from nixcache_oci.proxy.systemd import Notifier, activated_sockets
+from nixcache_oci.proxy.uploads.interface import UploadSettings
 from nixcache_oci.settings.cache_config import CacheConfig, cache_configs
 from nixcache_oci.settings.proxy_config import proxy_config
 from nixcache_oci.settings.values import Values, add_flags
@@ -55,17 +56,16 @@ async def _serve(
 ) -> None:
     notifier = Notifier.from_environment(values.environment)
     async with AsyncExitStack() as stack:
-        configured = []
+        repositories = []
         for cache in caches:
-            repository = open_repository(cache.location, cache.environment)
+            repositories.append(repository := open_repository(cache.location, cache.environment))
             stack.push_async_callback(repository.close)
-            uploads = None
-            if values.get(UPLOADS) and cache.takes_uploads:
-                # What publishes takes a tenth of the start to import, and most proxies only serve.
-                from nixcache_oci.cli.upload_publishing import upload_settings  # noqa: PLC0415 -- see above
-
-                uploads = upload_settings(values, config, cache, repository.name)
-            configured.append(ConfiguredCache(repository, cache.prefix, cache.public_keys, uploads))
+        named = {each.name: cache for each, cache in zip(repositories, caches, strict=True)}
+        uploads = _uploads(values, config, named) if values.get(UPLOADS) else {}
+        configured = [
+            ConfiguredCache(each, cache.prefix, cache.public_keys, uploads.get(each.name))
+            for each, cache in zip(repositories, caches, strict=True)
+        ]
         await run_proxy(
             config,
             configured,
@@ -74,6 +74,17 @@ async def _serve(
             notify=notifier,
             announce=_announce,
         )
+
+
+def _uploads(
+    values: Values, config: ProxyConfig, caches: Mapping[str, CacheConfig]
+) -> Mapping[str, UploadSettings]:
+    # What publishes takes a tenth of the start to import, and most proxies only serve.
+    from nixcache_oci.cli.upload_publishing import upload_settings  # noqa: PLC0415 -- see above
+
+    return upload_settings(
+        values, config, {name: cache for name, cache in caches.items() if cache.takes_uploads}
+    )
 
 
 def _on_demand(

@@ -15,13 +15,13 @@ from nixcache_oci.cli.push import plan_valid
 from nixcache_oci.cli.verb import number
 from nixcache_oci.clients.local_store.database import StoreDatabase, find_database
 from nixcache_oci.clients.local_store.store import LocalStore
-from nixcache_oci.errors import FormatError, UsageError
+from nixcache_oci.errors import Error, FormatError, UsageError
 from nixcache_oci.nix.store_path import StorePath
 from nixcache_oci.publisher.draft import Published
 from nixcache_oci.queue.batch_record import make_batch_record
 from nixcache_oci.queue.folder import QueueFolder
 from nixcache_oci.queue.pace import Pace
-from nixcache_oci.queue.runner import Runner
+from nixcache_oci.queue.runner import Runner, Watch
 from nixcache_oci.queue.watching import Watcher
 from nixcache_oci.settings.values import Values
 from nixcache_oci.settings.variables import QUEUE_DIR
@@ -50,9 +50,15 @@ def add_queue_flags(parser: argparse.ArgumentParser, *, has_folder: bool = True)
             action="store_true",
             help="publish whatever becomes valid in this store, too: built, substituted or added",
         )
+        parser.add_argument(
+            "--keep-used",
+            action="store_true",
+            help="when the queue is drained, record what this store got from the cache meanwhile, so that gc "
+            "keeps that as well",
+        )
         add_publish_flags(parser, QUEUE_DIR, is_once=False)
     else:
-        parser.set_defaults(watch=True)
+        parser.set_defaults(watch=True, keep_used=False)
         add_publish_flags(parser, is_once=False)
 
 
@@ -71,6 +77,7 @@ class Queueing:
     scope: str
     tell: Callable[[str], None] = complain
     batches: int = field(default=0, init=False)
+    _recorded: set[StorePath] = field(default_factory=set, init=False)  # in batches, where it matters
 
     @classmethod
     def of(cls, values: Values, folder: QueueFolder) -> "Queueing":
@@ -101,11 +108,48 @@ class Queueing:
                 names = self.settings.options.upstream_key_names
                 # What an upstream signed may still be missing there.
                 left_out = frozenset[str]() if self.settings.options.verify_upstream else names
-                watch = Watcher(self.folder, database, left_out, self.tell).look
+                watch = Watcher(self.folder.spool, self.folder.mark, database, left_out, self.tell).look
                 await watch()
             else:
                 self.folder.stop_watching()
-            yield Runner(self.folder, store, self.publish, self.tell, self.pace, watch)
+            find_used = None
+            if self.is_keeping_used:
+                find_used = await self._begin_used(database)
+            yield Runner(self.folder, store, self.publish, self.tell, self.pace, watch, find_used)
+
+    async def _begin_used(self, database: StoreDatabase) -> Watch:
+        spool, mark = self.folder.spool, self.folder.used_mark
+        used = Watcher(spool, mark, database, frozenset(), self.tell, self._find_cached)
+        try:
+            await used.begin()
+        except (Error, OSError) as error:
+            self.tell(f"warning: what is used of the cache will not be recorded: {error}")
+
+        async def find_used() -> None:
+            await used.look()
+            # No later look sees these paths again.
+            self._recorded.clear()
+
+        return find_used
+
+    @property
+    def is_keeping_used(self) -> bool:
+        """Whether to record what the store got from the cache, where publishing it does not anyway."""
+        return bool(self.settings.flags.keep_used) and not self.settings.flags.watch
+
+    async def _find_cached(self, paths: Sequence[StorePath]) -> list[StorePath]:
+        """Choose what the cache lists already, and this queue has not recorded."""
+        settings = self.settings
+        asked = [path for path in paths if path not in self._recorded]
+        with settings.progress as progress:
+            async with (
+                settings.opened() as repository,
+                publishing(settings, repository, settings.nix(), progress) as publisher,
+            ):
+                invalid = set(await publisher.store.find_invalid(asked))
+                valid = [path for path in asked if path not in invalid]
+                plan = await publisher.plan(valid, with_closure=False)
+        return [info.store_path for info in plan.cached]
 
     async def publish(self, paths: Sequence[StorePath]) -> None:
         """Publish one batch; everything is opened anew: a token may have changed since the last."""
@@ -126,6 +170,9 @@ class Queueing:
                 if record is None:
                     return
                 published = await publisher.publish(plan, [record])
+                await publisher.merge(published)
+                if self.is_keeping_used:
+                    self._recorded |= {info.store_path for info in plan.listed}
         self._report(repository.name, published)
 
     def _report(self, cache: str, published: Published) -> None:

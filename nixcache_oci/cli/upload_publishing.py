@@ -21,7 +21,7 @@ from nixcache_oci.nix.narinfo import NarInfo
 from nixcache_oci.nix.package_name import package_name
 from nixcache_oci.nix.store_path import HashPart
 from nixcache_oci.proxy.config import ProxyConfig
-from nixcache_oci.proxy.uploads.interface import UploadSettings
+from nixcache_oci.proxy.uploads.interface import UploadSettings, Writers
 from nixcache_oci.publisher.draft import sign_all
 from nixcache_oci.publisher.import_candidates import read_candidates
 from nixcache_oci.publisher.importer import Importer
@@ -41,9 +41,19 @@ _log = logging.getLogger(__name__)
 
 
 def upload_settings(
-    values: Values, config: ProxyConfig, cache: CacheConfig, repository_name: str
+    values: Values, config: ProxyConfig, caches: Mapping[str, CacheConfig]
+) -> dict[str, UploadSettings]:
+    """Parse how uploads to each cache are taken, by the names of their repositories.
+
+    Who may write is one object: a login is one for all of them. UsageError for an unusable value.
+    """
+    chosen_writers = writers(values)
+    return {name: _settings_of(values, config, cache, name, chosen_writers) for name, cache in caches.items()}
+
+
+def _settings_of(
+    values: Values, config: ProxyConfig, cache: CacheConfig, repository_name: str, chosen_writers: Writers
 ) -> UploadSettings:
-    """Parse how uploads are taken; UsageError for an unusable value."""
     segments = segment_options(values, cache.location, cache.repo)
     options = PublishOptions(
         keys=signing_keys(values),
@@ -67,7 +77,7 @@ def upload_settings(
         most_bytes=values.get(variables.UPLOAD_SPACE),
         most_nar_bytes=segments.max_blob_bytes,
         quiet_seconds=values.get(variables.UPLOAD_QUIET),
-        writers=writers(values),
+        writers=chosen_writers,
         sign=sign,
         is_signing=bool(options.keys),
         publish=publish,

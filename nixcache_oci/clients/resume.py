@@ -103,17 +103,34 @@ async def read_blob(
     async with open_resuming(repository, digest, head_seconds=head_seconds) as blob:
         if blob.size > limit:
             raise FormatError(f"blob {digest}: {counted(blob.size, 'byte')}, over the limit of {limit}")
-        content = bytearray(blob.size)
-        if receiver is not None:
-            await receiver.begin(content)
-        position = 0
-        async for chunk in blob.chunks:
-            content[position : position + len(chunk)] = chunk
-            position += len(chunk)
-            if receiver is not None:
-                receiver.advance(position)
+        content = await _receive(blob, receiver)
     # Hashing 16 MiB would block the event loop for 10 ms.
     await asyncio.to_thread(digest.check, content)
+    return content
+
+
+async def read_range(
+    repository: Repository, digest: Digest, start: int, end: int, receiver: Receiver
+) -> bytearray:
+    """Read the bytes of a blob from ``start`` to before ``end`` into memory, unverified.
+
+    Raises:
+        RegistryError: they could not be read.
+    """
+    async with open_resuming(repository, digest, start, end) as blob:
+        return await _receive(blob, receiver)
+
+
+async def _receive(blob: BlobStream, receiver: Receiver | None) -> bytearray:
+    content = bytearray(blob.end - blob.start)
+    if receiver is not None:
+        await receiver.begin(content)
+    position = 0
+    async for chunk in blob.chunks:
+        content[position : position + len(chunk)] = chunk
+        position += len(chunk)
+        if receiver is not None:
+            receiver.advance(position)
     return content
 
 

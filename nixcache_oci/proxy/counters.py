@@ -17,8 +17,8 @@ class Counters:
     nars: int = 0  # NAR requests answered with their first byte
     nars_refused: int = 0  # NAR requests answered 404
     nars_cut: int = 0  # transfers cut because the rest was unavailable or wrong
-    packs_fetched: int = 0  # packs downloaded
-    packs_fetched_ahead: int = 0  # packs prefetched
+    packs_fetched: int = 0  # whole packs downloaded
+    ranges_fetched_ahead: int = 0  # ranges of packs, and whole packs, prefetched
     uploaded_bytes: int = 0  # bytes received of uploads
     nars_fetched_ahead: int = 0  # small NARs outside packs, prefetched
     upstream_nars_fetched_ahead: int = 0  # small NARs of upstreams that no client had asked for yet

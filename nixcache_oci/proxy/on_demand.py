@@ -7,26 +7,25 @@ So each is small, few are open, and what is remembered of the others is bounded,
 import asyncio
 import logging
 import time
-from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from collections.abc import AsyncIterator, Callable, Coroutine
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from http import HTTPStatus
 from typing import Final, Protocol
 
 from yarl import URL
 
-from nixcache_oci.cache.index_folder import IndexFolder
 from nixcache_oci.cache.parallel import cancel_all, retrieve
 from nixcache_oci.cache.table_budget import TableBudget
 from nixcache_oci.clients.bounded_cache import BoundedCache
 from nixcache_oci.clients.http.public_address import is_public, spells_private
 from nixcache_oci.clients.repository import Repository
-from nixcache_oci.errors import FormatError, RegistryError
+from nixcache_oci.errors import FormatError
 from nixcache_oci.oci.reference import RegistryReference
 from nixcache_oci.proxy.config import ProxyConfig
 from nixcache_oci.proxy.counters import Counters
 from nixcache_oci.proxy.live_index import LiveIndex, ReadingLimits
 from nixcache_oci.proxy.on_demand_disk import OnDemandDisk
+from nixcache_oci.proxy.on_demand_entry import Entry
 from nixcache_oci.proxy.opened_cache import OpenedCache
 from nixcache_oci.proxy.packs.memory import PackBudget
 from nixcache_oci.proxy.prefix import RepositoryPattern, parse_prefix, prefix_of, spellings
@@ -65,7 +64,6 @@ MOST_ABSENT: Final = 4096
 _FOLDER: Final = "on-demand"
 _SWEEP_SECONDS: Final = 10.0
 _KEPT_BYTES: Final = MOST_DISK_BYTES - MOST_READ_AT_ONCE * MOST_TABLE_BYTES
-_DENIED: Final = frozenset({HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN, HTTPStatus.NOT_FOUND})
 
 
 class OpenAnonymously(Protocol):
@@ -81,43 +79,6 @@ class OnDemandSettings:
 
     patterns: tuple[RepositoryPattern, ...]
     open_anonymously: OpenAnonymously
-
-
-class _Entry:
-    """An open cache, and how many requests use it now."""
-
-    def __init__(self, name: str, cache: OpenedCache, folder: IndexFolder) -> None:
-        self.name = name
-        self.cache = cache
-        self.folder = folder
-        self.users = 0
-        self.unused = asyncio.Event()
-        self.unused.set()
-
-    @property
-    def is_denied(self) -> bool:
-        """Whether the repository says that it is no cache, or not for everybody."""
-        index = self.cache.index
-        failure = index.failure
-        return index.is_absent or (isinstance(failure, RegistryError) and failure.status in _DENIED)
-
-    async def close(self) -> None:
-        """Close it now."""
-        await self.cache.close()
-        await self.cache.repository.close()
-
-    @contextmanager
-    def used(self) -> Iterator[OpenedCache]:
-        """Keep it open while the block runs."""
-        self.users += 1
-        self.unused.clear()
-        try:
-            yield self.cache
-        finally:
-            self.users -= 1
-            self.cache.used_at = time.monotonic()
-            if not self.users:
-                self.unused.set()
 
 
 class OnDemandCaches:
@@ -138,7 +99,8 @@ class OnDemandCaches:
         self._limits = ReadingLimits(
             lambda: TableBudget(MOST_TABLE_BYTES, MOST_ENTRIES), _Turns(self._make_space), READ_SECONDS
         )
-        self._entries: dict[str, _Entry] = {}
+        self._entries: dict[str, Entry] = {}
+        self._detached: set[Entry] = set()
         self._at: dict[bytes, OpenedCache] = {}
         self._absent: BoundedCache[str, float] = BoundedCache(MOST_ABSENT)
         self._starts = asyncio.Semaphore(MOST_READ_AT_ONCE)
@@ -151,6 +113,11 @@ class OnDemandCaches:
     def opened(self) -> tuple[OpenedCache, ...]:
         """Those that are open."""
         return tuple(entry.cache for entry in self._entries.values())
+
+    @property
+    def absent(self) -> int:
+        """Number of prefixes that are remembered to lead to no cache."""
+        return len(self._absent)
 
     def at(self, spelling: bytes) -> OpenedCache | None:
         """Return an open cache that is being refreshed, by a prefix in lower case."""
@@ -214,10 +181,10 @@ class OnDemandCaches:
     async def close(self) -> None:
         """Close all of them."""
         await cancel_all([*self._opening.values(), *self._tasks])
-        for entry in list(self._entries.values()):
+        for entry in (*self._entries.values(), *self._detached):
             await entry.close()
 
-    async def _find(self, reference: RegistryReference) -> _Entry | None:
+    async def _find(self, reference: RegistryReference) -> Entry | None:
         name = str(reference)
         if name not in self._entries and (opening := self._begin(reference)) is not None:
             await asyncio.shield(opening)
@@ -258,7 +225,7 @@ class OnDemandCaches:
             self._list(entry)
         self._run(self._watch(entry))
 
-    async def _start(self, name: str, reference: RegistryReference) -> _Entry:
+    async def _start(self, name: str, reference: RegistryReference) -> Entry:
         folder = await asyncio.to_thread(self._disk.open, name)
         config = self._config
         repository = self._settings.open_anonymously(
@@ -275,7 +242,7 @@ class OnDemandCaches:
             asks_first=True,
         )
         cache = OpenedCache(repository, index, self.counters, self._budget, prefix=prefix_of(reference))
-        entry = _Entry(name, cache, folder)
+        entry = Entry(name, cache, folder)
         try:
             await index.start()
         except BaseException:
@@ -283,13 +250,13 @@ class OnDemandCaches:
             raise
         return entry
 
-    async def _watch(self, entry: _Entry) -> None:
+    async def _watch(self, entry: Entry) -> None:
         """Wait for the first attempt to read the index, and close what has none."""
         await entry.cache.index.wait_for_attempt()
         if entry.is_denied or entry.cache.index.catalog is None:
             self._give_up(entry)
 
-    def _give_up(self, entry: _Entry) -> None:
+    def _give_up(self, entry: Entry) -> None:
         """Close a cache that cannot be read, and do not ask again for a while."""
         if self._detach(entry):
             self._absent.put(entry.name, time.monotonic() + ABSENT_SECONDS)
@@ -303,22 +270,24 @@ class OnDemandCaches:
         self._run(self._close_unused(entry))
         return True
 
-    def _least_used(self) -> _Entry | None:
+    def _least_used(self) -> Entry | None:
         unused = (entry for entry in self._entries.values() if not entry.users)
         return min(unused, key=lambda entry: entry.cache.used_at, default=None)
 
-    def _detach(self, entry: _Entry) -> bool:
+    def _detach(self, entry: Entry) -> bool:
         """Let no further request use a cache; False if that is so already."""
         if self._entries.get(entry.name) is not entry:
             return False
         del self._entries[entry.name]
+        self._detached.add(entry)
         self._unlist(entry)
         return True
 
-    async def _close_unused(self, entry: _Entry, *, forgets: bool = False) -> None:
+    async def _close_unused(self, entry: Entry, *, forgets: bool = False) -> None:
         """Close a detached cache once no request uses it, and delete its index if it is to be forgotten."""
         await entry.unused.wait()
         await entry.close()
+        self._detached.discard(entry)
         if forgets:
             await asyncio.to_thread(self._disk.remove, entry.folder.path.name)
 
@@ -333,12 +302,12 @@ class OnDemandCaches:
                 sizes.pop(entry.folder.path.name, None)
             self.disk_bytes = sum(sizes.values())
 
-    def _list(self, entry: _Entry) -> None:
+    def _list(self, entry: Entry) -> None:
         prefix = entry.cache.prefix
         if prefix is not None:
             self._at |= dict.fromkeys((way.encode() for way in spellings(prefix)), entry.cache)
 
-    def _unlist(self, entry: _Entry) -> None:
+    def _unlist(self, entry: Entry) -> None:
         self._at = {way: cache for way, cache in self._at.items() if cache is not entry.cache}
 
     def _must_be_public(self, reference: RegistryReference) -> bool:

@@ -49,6 +49,11 @@ class QueueFolder:
         return RootedPath(self.path, ("watched",))
 
     @property
+    def used_mark(self) -> RootedPath:
+        """The file that says how far it was looked for what the store has of the cache."""
+        return RootedPath(self.path, ("used",))
+
+    @property
     def was_watching(self) -> bool:
         """Tell whether whoever published last watched the store."""
         return self.mark.stat() is not None

@@ -8,11 +8,13 @@
   # No link in the folder is written through, and the `?` of a name is no pattern.
   set -Cf
   events=@events@
-  name="$(date +%s)-$$-0"
-  unfinished="$events/.nixcache-unfinished-$name"
+  # One event a derivation: built again, it says the same.
+  name=${DRV_PATH##*/}
+  name=${name%%-*}
+  unfinished="$events/.nixcache-unfinished-$name-$$"
   # Nix 2.8 sets OUT_PATHS, but leaves it empty.
   set -- ${OUT_PATHS:-}
   [ "$#" -gt 0 ] || set -- ${DRV_PATH:+"outputs-of $DRV_PATH"}
-  printf '%s\n' "$@" > "$unfinished" && mv "$unfinished" "$events/$name" || rm -f "$unfinished"
+  printf '%s\n' "$@" > "$unfinished" && mv "$unfinished" "$events/${name:-$$}" || rm -f "$unfinished"
 } < /dev/null > /dev/null 2>&1
 exit 0

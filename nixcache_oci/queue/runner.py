@@ -47,6 +47,7 @@ class Runner:
         tell: shows a line: what was dropped, what failed.
         pace: when a batch is due.
         watch: where the store is watched.
+        find_used: adds what the store got from the cache, where that is recorded; once a drain.
     """
 
     def __init__(
@@ -57,6 +58,7 @@ class Runner:
         tell: Callable[[str], None],
         pace: Pace,
         watch: Watch | None = None,
+        find_used: Watch | None = None,
     ) -> None:
         self._folder = folder
         self._store = store
@@ -64,6 +66,7 @@ class Runner:
         self._tell = tell
         self._pace = pace
         self._watch = watch
+        self._find_used = find_used
         self._look_failure: str | None = None  # told, so that each look does not tell it again
         self._events: set[str] = set()
         self._paths: dict[StorePath, None] = {}
@@ -78,10 +81,11 @@ class Runner:
         await asyncio.to_thread(self._prepare)
         while True:
             is_hurried = until_empty or await asyncio.to_thread(self._folder.is_hurried)
+            if is_hurried and not self._is_hurried:
+                self._is_hurried, self._retry_at = True, 0.0
+                await self._try_find_used()
             has_seen_all = await self._try_look()
             if is_hurried:
-                if not self._is_hurried:
-                    self._is_hurried, self._retry_at = True, 0.0
                 await asyncio.to_thread(self._folder.end_hurry)
             if not self._paths:
                 self._is_hurried = False
@@ -119,6 +123,14 @@ class Runner:
             self._tell(failure)
         self._look_failure = failure
         return has_seen_all and failure is None
+
+    async def _try_find_used(self) -> None:
+        """Queue what is used; nobody is kept waiting for what only gc wants to know."""
+        if self._find_used is not None:
+            try:
+                await self._find_used()
+            except (Error, OSError) as error:
+                self._tell(f"warning: what was used of the cache is not recorded: {error}")
 
     async def _look(self) -> bool:
         """Gather new events, and tell whether there were none."""

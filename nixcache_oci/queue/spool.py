@@ -1,8 +1,8 @@
 """The spool of the queue: a folder with one small file an event, which any program can write.
 
 An event has a store path on each line; ``outputs-of`` and a derivation's path mean its outputs. Its file is
-written under a hidden name and then renamed, so that it is complete or absent; its name begins with the Unix
-time. Nothing in the folder is trusted, and what is read at once is bounded.
+written under a hidden name and then renamed, so that it is complete or absent; of one name, the last counts.
+Nothing in the folder is trusted, and what is read at once is bounded.
 """
 
 import heapq
@@ -105,11 +105,11 @@ class Spool:
         """List the events, the oldest first, at most ``MAX_EVENTS``; none without the folder."""
         try:
             found = (
-                path.name
+                (status.st_mtime_ns, path.name)
                 for path, status in self.folder.entries()
                 if S_ISREG(status.st_mode) and not path.name.startswith(".")
             )
-            return heapq.nsmallest(MAX_EVENTS, found)
+            return [name for _, name in heapq.nsmallest(MAX_EVENTS, found)]
         except FileNotFoundError:
             return []
 

@@ -81,7 +81,7 @@ async def interleave(
     crashes=st.dictionaries(st.integers(0, WRITERS), st.integers(1, 12), max_size=WRITERS),
     is_new=st.booleans(),
 )
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 def test_no_interleaving_loses_a_segment(order: list[int], crashes: dict[int, int], *, is_new: bool) -> None:
     """Whoever pushed a segment's manifest is found, whatever indexes overwrote each other, whoever died."""
 

@@ -4,7 +4,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nixcache_oci.cache.nar_url import MAX_PACK_BYTES, MAX_PACKED_NAR_BYTES, NarUrl, pack_of, sized_blob_of
+from nixcache_oci.cache.nar_url import (
+    MAX_PACK_BYTES,
+    MAX_PACKED_NAR_BYTES,
+    NarUrl,
+    hashed_slice_of,
+    sized_blob_of,
+)
 from nixcache_oci.errors import FormatError
 from nixcache_oci.oci.digest import Digest
 
@@ -23,11 +29,12 @@ def test_what_is_written_is_read_again(blob: Digest, place: tuple[int, int] | No
     offset, length = place or (None, None)
     url = NarUrl(blob, offset, length, suffix)
     assert NarUrl.parse(str(url)) == url
-    assert pack_of(f"StorePath: x\nURL: {url}\nRest: y\n".encode()) == (blob if place else None)
     for file_hash in ("", "FileHash: sha256:x\n"):
         lines = f"StorePath: x\nURL: {url}\nCompression: x\n{file_hash}FileSize: 12\nRest: y\n".encode()
         assert sized_blob_of(lines) == (None if place else (blob, 12))
         assert sized_blob_of(lines.replace(b"FileSize: 12\n", b"")) is None
+        found = (blob, place[0], sum(place), b"sha256:x") if place and file_hash else None
+        assert hashed_slice_of(lines) == found
 
 
 @pytest.mark.parametrize(

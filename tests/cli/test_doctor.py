@@ -15,6 +15,7 @@ from nixcache_oci.cli.main import main
 from nixcache_oci.cli.verb import DONE, FAILED
 from nixcache_oci.maintenance.checks.finding import good, skipped, warning, wrong
 from nixcache_oci.nix.signature import SecretKey
+from tests.support.caches import write_caches
 from tests.support.journey import put, settings_of
 from tests.support.objects import store_object
 from tests.support.proxy import ProxyProcess
@@ -128,6 +129,23 @@ def test_a_healthy_publisher(doctor: Doctor, ghcr: Ghcr) -> None:
     assert "proxy" not in found
     assert after == before
     assert ghcr.server.count("upload-delete") == 1
+
+
+@pytest.mark.needs("nix")
+def test_what_a_registry_takes_is_tried_on_demand(doctor: Doctor, ghcr: Ghcr) -> None:
+    """By --publisher, which says so, and not because a signing key is there: it writes."""
+    put(ghcr, [store_object("a")], [KEY])
+    doctor.settle(ghcr)
+    ghcr.server.deletes = True
+    manifests = ghcr.server.manifests(REPOSITORY)
+    tried = {"tags", "chunks", "artifact type", "deletion"}
+    assert not tried & doctor.diagnose().keys()
+    found = doctor.diagnose("--publisher")
+    assert levels(found) == {"good"}
+    assert tried <= found.keys()
+    assert ghcr.server.manifests(REPOSITORY) == manifests
+    ghcr.server.is_linked_elsewhere = True
+    assert {doctor.diagnose("--publisher")[check][0] for check in tried} == {"skipped"}
 
 
 @pytest.mark.needs("docker-registry", "nix")
@@ -486,3 +504,20 @@ def test_colours(monkeypatch: pytest.MonkeyPatch, environment: dict[str, str], *
         assert ("\x1b[1;31m" in shown) == has_colour
         assert "x" * 300 in shown
         assert "do [bold]this[/bold]" in shown
+
+
+@pytest.mark.needs("nix")
+def test_each_cache_is_looked_at(doctor: Doctor, ghcr: Ghcr, tmp_path: Path) -> None:
+    """Findings name the cache; one that is wrong takes nothing from the others."""
+    put(ghcr, [store_object("a")], [KEY])
+    doctor.settle(ghcr)
+    path = write_caches(
+        tmp_path / "caches.toml",
+        [{"registry": ghcr.server.host, "repo": "o/missing", "public-keys": [str(KEY.public_key)]}],
+    )
+    doctor.set("NIXCACHE_CACHES_FILE", str(path))
+    found = doctor.diagnose("--client")
+    host = ghcr.server.host
+    assert "1 segment, 1 path" in found[f"index of {host}/octocat/hello/nix-cache"][1]
+    assert found[f"pull of {host}/octocat/hello/nix-cache"][0] == "good"
+    assert found[f"pull of {host}/o/missing/nix-cache"][0] != "good"

@@ -368,3 +368,55 @@ def test_nix_substitutes_by_it(
         }
         run = nix.run("nix-store", "-r", *paths, store=nix.new_store(), environment=environment).check()
     assert all(nix.physical(path, run.store).exists() for path in paths)
+
+
+OTHER_KEY = SecretKey.generate("other-1")
+
+
+def several(conf: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Configure two caches, each with its key."""
+    monkeypatch.delenv("NIXCACHE_REGISTRY")
+    monkeypatch.setenv("NIXCACHE_REPO", "owner/a")
+    file = conf.parent / "caches.toml"
+    file.write_text(f'[[cache]]\nrepo = "owner/b"\npublic-keys = ["{OTHER_KEY.public_key}"]\n')
+    monkeypatch.setenv("NIXCACHE_CACHES_FILE", str(file))
+
+
+def test_the_lines_are_for_all_caches(
+    conf: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One substituter, and the keys of all; another with one cache's alone."""
+    several(conf, monkeypatch)
+    assert main(["use"]) == DONE
+    both = f"extra-trusted-public-keys = {KEY.public_key} {OTHER_KEY.public_key}\n"
+    assert capsys.readouterr().out.splitlines(keepends=True)[:2] == [LINES.splitlines(keepends=True)[0], both]
+    assert apply(conf, "--cache", "owner/B") == DONE
+    assert (
+        LINES.replace("37515", "37515/owner/b").replace(str(KEY.public_key), str(OTHER_KEY.public_key))
+        in conf.read_text()
+    )
+
+
+def test_a_cache_that_is_not_configured_needs_its_own_key(
+    conf: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Those that are configured are other caches'; what cannot be a prefix is wrong usage."""
+    several(conf, monkeypatch)
+    monkeypatch.setenv("NIXCACHE_PORT", "9")
+    assert main(["use", "--cache", "owner/c"]) == FAILED
+    key = str(SecretKey.generate("c-1").public_key)
+    assert main(["use", "--cache", "owner/c", "--public-key", key]) == DONE
+    out = capsys.readouterr().out
+    assert f"extra-trusted-public-keys = {key}\n" in out
+    assert "extra-substituters = http://127.0.0.1:9/owner/c\n" in out
+    assert main(["use", "--cache", "owner/.."]) == WRONG_USAGE
+
+
+def test_a_cache_without_a_key_is_named(
+    conf: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nix would refuse what comes out of it, and nobody would know why."""
+    several(conf, monkeypatch)
+    monkeypatch.delenv("NIXCACHE_PUBLIC_KEYS")
+    assert main(["use"]) == DONE
+    assert "no key is configured for owner/a" in capsys.readouterr().err

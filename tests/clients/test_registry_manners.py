@@ -170,7 +170,7 @@ async def test_credentials_are_shown_where_nobody_asks_for_them(ghcr: GhcrDouble
 
 
 async def test_a_challenge_is_asked_for_once(ghcr: GhcrDouble) -> None:
-    """Where it cannot be met, a 404 is what the registry has to say, and costs no second request."""
+    """Where it cannot be met, a 404 is what the registry has to say, at the price of one request."""
     ghcr.anonymous_status = 404
     ghcr.fault("ping", "status", status=401, headers={"WWW-Authenticate": "Negotiate"}, times=None)
     async with opened(ghcr.host, owner(ghcr)) as registry:
@@ -178,3 +178,12 @@ async def test_a_challenge_is_asked_for_once(ghcr: GhcrDouble) -> None:
             with pytest.raises(NotFoundError):
                 await registry.list_tags()
     assert ghcr.count("ping") == 1
+
+
+async def test_a_rate_limit_is_no_hidden_repository(ghcr: GhcrDouble) -> None:
+    """GitHub says it by 403: asking again at once would prolong it."""
+    ghcr.secondary_limit("tags")
+    async with opened(ghcr.host, owner(ghcr)) as registry:
+        with pytest.raises(RegistryError, match="secondary rate limit"):
+            await registry.list_tags()
+    assert len(ghcr.requests) == 1

@@ -10,8 +10,7 @@ import pytest
 from aiohttp import web
 
 from nixcache_oci.clients.http.request_body import Body
-from nixcache_oci.clients.registry import blobs
-from nixcache_oci.clients.registry.blobs import push_blob
+from nixcache_oci.clients.registry import uploads
 from nixcache_oci.clients.registry.client import Registry
 from nixcache_oci.errors import NotFoundError, RegistryError
 from nixcache_oci.oci.digest import Digest
@@ -85,7 +84,7 @@ async def test_an_upload_that_fails_does_not_show_its_address(
         await pusher.push_blob(_DIGEST, path)
     ghcr.clear_faults()
     with pytest.raises(RegistryError, match="the connection broke") as shrunk:
-        await push_blob(pusher._transport, pusher._base, _DIGEST, Body(path, len(_CONTENT) + 1))
+        await pusher._uploads.push(_DIGEST, Body(path, len(_CONTENT) + 1))
     shown = ["".join(traceback.format_exception(raised.value)) for raised in (cut, shrunk)]
     assert not [text for text in shown if "/uploads/" in text]
 
@@ -271,7 +270,7 @@ async def test_an_old_session_is_not_used(
     ghcr: GhcrDouble, pusher: Registry, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It might run out while a large blob is on its way."""
-    monkeypatch.setattr(blobs, "_SESSION_SECONDS", 0)
+    monkeypatch.setattr(uploads, "_SESSION_SECONDS", 0)
     await pusher.push_blob(Digest.of(b""), b"")
     pusher.prepare_push(1)
     await pusher.push_blob(_DIGEST, _CONTENT)

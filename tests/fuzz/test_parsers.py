@@ -10,10 +10,8 @@ from tests.fuzz import corpus
 from tests.fuzz.mutation import mutants
 from tests.fuzz.targets import TARGETS, Target
 
-QUICK = settings(
-    max_examples=150, derandomize=True, database=None, deadline=None, suppress_health_check=list(HealthCheck)
-)
-LONG = settings(max_examples=20_000, deadline=None, suppress_health_check=list(HealthCheck))
+QUICK = settings(max_examples=150, derandomize=True, database=None, suppress_health_check=list(HealthCheck))
+LONG = settings(max_examples=20_000, suppress_health_check=list(HealthCheck))
 
 LONG_BYTES = 200_000
 LONG_PIECES = tuple(

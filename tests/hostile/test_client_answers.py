@@ -243,7 +243,7 @@ async def test_a_fault_of_ours_over_one_upstream_does_not_hide_another(
             raise RuntimeError("a fault")
         return rewrite(narinfo, upstream, mode, signer)
 
-    monkeypatch.setattr("nixcache_oci.clients.upstream.client.rewrite", rewriting)
+    monkeypatch.setattr("nixcache_oci.clients.upstream.narinfo_client.rewrite", rewriting)
     good = answering(text=narinfo_text(), seconds=0.02)
     async with serve(answering(text=strange)) as url, serve(good) as other:
         async with asking(url, other) as upstreams:

@@ -1,9 +1,12 @@
 """One proxy for several caches: configured ones, merged, and others on demand."""
 
+import json
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from prometheus_client.parser import text_string_to_metric_families
 
 from nixcache_oci.nix.narinfo import NarInfo
 from nixcache_oci.nix.signature import SecretKey
@@ -12,12 +15,15 @@ from tests.support.caches import put_into, write_caches, write_token
 from tests.support.docker_registry import DockerRegistry
 from tests.support.nix import NixSandbox
 from tests.support.nix_objects import read_objects
+from tests.support.objects import hash_part_of, store_object
 from tests.support.proxy import ProxyProcess
 from tests.support.publish import StoreObject
 from tests.support.registries import Ghcr, RunningRegistry, docker_registry, ghcr_double
+from tests.support.uploads import UploadProxy, upload_settings
 
 pytestmark = pytest.mark.needs("nix", "docker-registry")
 
+TOP = Path(__file__).parents[2]
 PUBLIC = "octocat/public"
 PRIVATE = "octocat/private"
 DOCKER = "team/tools"
@@ -189,3 +195,107 @@ def test_nix_uses_a_cache_that_nobody_configured(caches: Caches, tmp_path: Path)
     shown = {record.headers.get("Authorization") for record in caches.ghcr.server.requests}
     assert caches.ghcr.server.issued_tokens
     assert all(text is None or text.startswith("Bearer ") for text in shown)
+
+
+FLAKE = """
+{{
+  nixConfig = {{
+    extra-substituters = [ "{url}" ];
+    extra-trusted-public-keys = [ "{key}" ];
+  }};
+  outputs = _: {{
+    packages.x86_64-linux.default = derivation {{
+      name = "greeting";
+      system = "x86_64-linux";
+      builder = "/bin/sh";
+      args = [ "-c" "echo hello > $out" ];
+    }};
+  }};
+}}
+"""
+
+
+def test_a_flake_names_its_cache(ghcr: Ghcr, nix: NixSandbox, key: SecretKey, tmp_path: Path) -> None:
+    """Whoever runs the proxy gets what that has, with signatures required and nothing configured."""
+    flake = tmp_path / "flake"
+    flake.mkdir()
+
+    def build(*options: str, store: Path | None = None, **settings: str) -> str:
+        (flake / "flake.nix").write_text(FLAKE.format(**{"url": "", "key": key.public_key, **settings}))
+        arguments = ("--no-link", "--json", "--no-write-lock-file", *options)
+        run = nix.run("nix", "build", f"path:{flake}#packages.x86_64-linux.default", *arguments, store=store)
+        return str(json.loads(run.check().stdout)[0]["outputs"]["out"])
+
+    path = build()
+    put_into(ghcr, PUBLIC, read_objects(nix, [path]), [key])
+    with ProxyProcess(tmp_path / "proxy", NIXCACHE_ON_DEMAND=f"{ghcr.server.host}/*") as proxy:
+        url = f"{proxy.url}/{ghcr.server.host}/{PUBLIC}/nix-cache"
+        store = nix.new_store()
+        assert build("--accept-flake-config", "--max-jobs", "0", store=store, url=url) == path
+        assert nix.dump(path, store) == nix.dump(path)
+        assert [cache["entries"] for cache in proxy.status()["caches"]] == [0, 1]
+
+
+def test_uploads_go_to_the_cache_of_a_prefix(nix: NixSandbox, key: SecretKey, tmp_path: Path) -> None:
+    """And to no cache that takes none; a cache is not opened because somebody uploads to it."""
+    registries = [f"oci:{tmp_path}/first", f"oci:{tmp_path}/second"]
+    file = write_caches(
+        tmp_path / "caches.toml", [{"registry": registries[0]}, {"registry": registries[1], "uploads": True}]
+    )
+    settings = upload_settings(tmp_path / "uploads", key, NIXCACHE_CACHES_FILE=str(file))
+    del settings["NIXCACHE_REGISTRY"]
+    paths = nix.build_paths(5)
+    with UploadProxy(tmp_path / "proxy", **settings) as proxy:
+        wait_for_all(proxy)
+        first, second = (cache["prefix"] for cache in proxy.status()["caches"])
+        nix.copy_to(f"{proxy.url_with_password}/{second}", paths[:3]).check()
+        nix.copy_to(proxy.url_with_password, paths[3:]).check()
+        proxy.wait_until(lambda status: status["entries"] == len(paths))
+        assert [cache["entries"] for cache in proxy.status()["caches"]] == [0, len(paths)]
+        run = nix.realise(paths, substituters=[proxy.url], trusted_keys=[str(key.public_key)])
+        assert run.returncode == 0, run.stderr
+        for prefix in (first, "owner/unknown"):
+            answer = proxy.put(f"/{prefix}/{'0' * 32}.narinfo", b"x")
+            assert answer.status == 405
+            assert b"takes no uploads" in answer.body
+        assert len(proxy.status()["caches"]) == len(registries)
+
+
+def test_each_cache_has_its_metrics(caches: Caches, tmp_path: Path) -> None:
+    """Configured ones by their prefix; what is opened on demand is one series, however many are named."""
+    settings = caches.settings(DOCKER, on_demand=True)
+    with ProxyProcess(tmp_path / "proxy", **settings) as proxy:
+        wait_for_all(proxy)
+        caches.narinfo(proxy, DOCKER)
+        caches.narinfo(proxy, PUBLIC, f"/{caches.prefix(PUBLIC)}")
+        for number in range(3):
+            assert proxy.ask(f"/{caches.ghcr.server.host}/x/{number}/{'0' * 32}.narinfo").status == 404
+        text = proxy.ask("/metrics").body.decode()
+        samples = {
+            (one.name, one.labels.get("cache")): one.value
+            for each in text_string_to_metric_families(text)
+            for one in each.samples
+        }
+        assert samples["nixcache_cache_hits_total", caches.prefix(DOCKER)] == 1
+        assert samples["nixcache_cache_hits_total", "on-demand"] == 1
+        assert samples["nixcache_hits_total", None] == 2
+        assert samples["nixcache_on_demand_open", None] == 1
+        assert {label for _, label in samples} == {None, caches.prefix(DOCKER), "on-demand"}
+        dashboard = (TOP / "docs/grafana-dashboard.json").read_text()
+        assert set(re.findall(r"nixcache_[a-z_]+", dashboard)) <= {name for name, _ in samples}
+        on_demand = proxy.status()["on_demand"]
+        assert (on_demand["open"], on_demand["absent"]) == (1, 3)
+
+
+def test_an_unknown_cache_costs_few_round_trips(ghcr: Ghcr, tmp_path: Path) -> None:
+    """Its first narinfo: tags, token, tags, index, table, and where that is kept; the second costs none."""
+    objects = [store_object("first"), store_object("second")]
+    put_into(ghcr, PUBLIC, objects)
+    ghcr.server.reset_requests()
+    prefix = f"{ghcr.server.host}/{PUBLIC}/nix-cache"
+    with ProxyProcess(tmp_path / "proxy", NIXCACHE_ON_DEMAND=f"{ghcr.server.host}/*") as proxy:
+        asked = []
+        for name in ("first", "second"):
+            assert proxy.ask(f"/{prefix}/{hash_part_of(name)}.narinfo", method="HEAD").status == 200
+            asked.append(len(ghcr.server.requests))
+    assert asked == [6, 6]

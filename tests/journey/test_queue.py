@@ -92,6 +92,11 @@ class Queue:
     def roots(self) -> dict[str, list[str]]:
         return {one["name"]: one["paths"] for one in self._list("roots", "--roots")}
 
+    def scopes(self, name: str) -> list[str]:
+        """The scopes that keep roots of this name, with any version."""
+        found = self._list("roots", "--roots")
+        return sorted(one["scope"] for one in found if one["name"].partition("-")[0] == name)
+
     def links(self) -> list[Path]:
         return list((self.folder / "roots").rglob("*")) if (self.folder / "roots").exists() else []
 
@@ -259,6 +264,39 @@ def test_watching_publishes_exactly_what_became_valid(queue: Queue, tmp_path: Pa
     queue.machine.run("queue", "drain").check()
     assert before not in queue.listed()
     assert queue.listed() == built | {added, first}
+
+
+def test_what_a_job_used_is_recorded(queue: Queue) -> None:
+    """What came from the cache is a root; nothing is sent that nobody queued; the drain writes it once."""
+    nix = queue.nix
+    before, used = build(nix, "before-1"), build(nix, "used-1")
+    queue.machine.run("push", before, used).check()
+    nix.run("nix-store", "--delete", used).check()
+    queue.start("--keep-used", "--scope", "job", "--wait", "3600")
+    queue.machine.run("queue", "drain").check()
+    assert (queue.segments(), queue.scopes("used")) == (1, ["push/used-1"])
+    assert build(nix, "used-1") == used
+    build(nix, "unrelated-1")
+    built = queue.build("built-1")
+    for _ in range(2):
+        queue.machine.run("queue", "drain").check()
+        assert queue.listed() == {before, used, built}
+        assert queue.segments() == 2
+    assert queue.scopes("used") == ["job", "push/used-1"]
+    assert queue.scopes("before") == ["push/before-1"]
+
+
+def test_what_was_used_is_worth_no_failure(queue: Queue) -> None:
+    """Where it cannot be found out, a warning says so, and what was built is published."""
+    (queue.folder / "used").mkdir()
+    process = queue.start("--keep-used")
+    built = queue.build("built-1")
+    queue.machine.run("queue", "drain").check()
+    assert queue.listed() == {built}
+    process.send_signal(signal.SIGTERM)
+    _, said = process.communicate(timeout=MOST_SECONDS)
+    assert said.count("warning: what is used of the cache will not be recorded: ") == 1
+    assert said.count("warning: what was used of the cache is not recorded: ") == 1
 
 
 def test_watch_exec_publishes_what_a_command_builds(queue: Queue) -> None:

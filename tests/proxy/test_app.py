@@ -8,7 +8,6 @@ from aiohttp.test_utils import TestClient, TestServer
 from aiohttp.web import Application, Request
 
 from nixcache_oci.cache.index_folder import IndexFolder
-from nixcache_oci.cache.nar_url import MAX_PACK_BYTES
 from nixcache_oci.errors import DigestError, RegistryError
 from nixcache_oci.proxy import app_keys
 from nixcache_oci.proxy.config import MIN_PACK_MEMORY_BYTES
@@ -45,12 +44,12 @@ async def bench(tmp_path: Path) -> AsyncIterator[Bench]:
 
 
 async def test_the_memory_for_packs_is_as_configured(bench: Bench) -> None:
-    """With the least of it, one pack is fetched that nobody has asked for, where 256 MiB take four."""
+    """With the least of it, 16 MiB are fetched that nobody has asked for, where 256 MiB take 64."""
     bench.repository.gate.clear()
     packs = bench.client.app[app_keys.CACHES].configured[0].packs
-    for number in range(8):
-        packs.prefetch(Prefetch(bench.repository.add(bytes([number])), is_pack=True))
-    assert packs.used_bytes == MAX_PACK_BYTES
+    for number in range(20):
+        packs.prefetch(Prefetch(bench.repository.add(bytes([number])), 2**20))
+    assert packs.used_bytes == 16 * 2**20
 
 
 @pytest.mark.parametrize(

@@ -11,6 +11,7 @@ from typing import Any
 import aiohttp
 import pytest
 
+from nixcache_oci.cache.table_set import TableSet
 from nixcache_oci.clients.layout import Layout
 from nixcache_oci.clients.registry.client import Registry
 from nixcache_oci.clients.repository import Repository
@@ -21,6 +22,7 @@ from nixcache_oci.oci.manifest import Manifest
 from nixcache_oci.oci.reference import RegistryReference
 from nixcache_oci.proxy import on_demand
 from nixcache_oci.proxy.cache_set import CacheSet, ConfiguredCache
+from nixcache_oci.proxy.live_index import LiveIndex
 from nixcache_oci.proxy.on_demand import OnDemandCaches, OnDemandSettings
 from nixcache_oci.proxy.opened_cache import OpenedCache
 from nixcache_oci.proxy.packs.memory import PackBudget
@@ -270,7 +272,43 @@ async def test_a_large_cache_is_read_in_part(world: World, monkeypatch: pytest.M
 
 
 async def test_few_caches_are_read_at_a_time(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
-    """All narinfos of all of them together are bounded, too."""
+    """Whoever comes later waits, and reads when one has finished, or failed."""
+    reading = 0
+    gate = asyncio.Event()
+    read = LiveIndex._look
+
+    async def look(index: LiveIndex) -> TableSet:
+        nonlocal reading
+        async with index._limits.turns:
+            reading += 1
+            await gate.wait()
+        return await read(index)
+
+    monkeypatch.setattr(LiveIndex, "_look", look)
+    names = "abcdef"
+    for name in names:
+        await world.put(f"o-{name}")
+    async with running(world) as caches:
+        asking = [asyncio.create_task(has(caches, name)) for name in names]
+        await until(lambda: reading == on_demand.MOST_READ_AT_ONCE and len(caches.opened) == len(names))
+        assert reading == on_demand.MOST_READ_AT_ONCE
+        gate.set()
+        assert all(await asyncio.gather(*asking))
+
+
+async def test_a_slow_registry_gives_its_turn_back(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """However long it sends: what a stranger controls ends."""
+    monkeypatch.setattr(on_demand, "READ_SECONDS", 0.05)
+    await world.put("o-a")
+    world.gate.clear()
+    async with running(world) as caches:
+        assert not await has(caches, "a")
+        await settled(caches)
+        assert caches.opened == ()
+
+
+async def test_all_narinfos_together_are_bounded(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The least recently used caches go."""
     monkeypatch.setattr(on_demand, "MOST_ALL_ENTRIES", 3)
     for name in "abc":
         await world.put(f"o-{name}", f"o-{name}", f"{name}-more")

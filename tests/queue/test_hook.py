@@ -69,6 +69,13 @@ def test_nix_2_8_names_the_derivation_only(queue: Path, run: Callable[..., None]
     assert [path for event in read(queue) for path in event.paths] == []
 
 
+def test_a_derivation_has_one_event(queue: Path, run: Callable[..., None]) -> None:
+    """What is built again says the same; what another derivation made is another event."""
+    for derivation in (OTHER, OTHER, ODD):
+        run(OUT_PATHS=str(ONE), DRV_PATH=str(derivation))
+    assert {event.name for event in read(queue)} == {OTHER.hash_part, ODD.hash_part}
+
+
 def test_without_a_folder_the_build_goes_on(queue: Path, run: Callable[..., None]) -> None:
     """The queue may have been removed, or never started; or a file may be in its place."""
     shutil.rmtree(queue / "events")
@@ -94,7 +101,8 @@ def test_no_link_is_written_through(queue: Path, tmp_path: Path) -> None:
     """The daemon runs it as root, and the folder may be another user's."""
     precious = tmp_path / "precious"
     precious.write_text("kept")
-    script = render_hook(queue).replace("$(date +%s)-$$-0", "fixed")
-    (queue / "events/.nixcache-unfinished-fixed").symlink_to(precious)
-    subprocess.run(["/bin/sh", "-c", script], env={"OUT_PATHS": str(ONE)}, check=True)
+    script = render_hook(queue).replace("-$$", "-fixed")
+    (queue / f"events/.nixcache-unfinished-{OTHER.hash_part}-fixed").symlink_to(precious)
+    environment = {"OUT_PATHS": str(ONE), "DRV_PATH": str(OTHER)}
+    subprocess.run(["/bin/sh", "-c", script], env=environment, check=True)
     assert (precious.read_text(), read(queue)) == ("kept", [])

@@ -19,8 +19,10 @@ def spool(tmp_path: Path) -> Spool:
     return made
 
 
-def write(spool: Spool, name: str, content: str) -> None:
-    (Path(str(spool.folder)) / name).write_text(content)
+def write(spool: Spool, name: str, content: str, *, time: int = 0) -> None:
+    path = Path(str(spool.folder)) / name
+    path.write_text(content)
+    os.utime(path, (time, time))
 
 
 def test_what_is_added_is_read_and_removed(spool: Spool) -> None:
@@ -63,12 +65,12 @@ def test_many_paths_are_many_events() -> None:
 def test_reading_is_bounded(spool: Spool) -> None:
     """What a dead queue left is read in parts, the oldest first."""
     for number in range(5):
-        write(spool, f"{1000 + number}-1-0", f"{made_path(f'p{number}')}\n")
-    assert [event.name for event in spool.read(most_paths=2)] == ["1000-1-0", "1001-1-0"]
+        write(spool, f"{9 - number}", f"{made_path(f'p{number}')}\n", time=1000 + number)
+    assert [event.name for event in spool.read(most_paths=2)] == ["9", "8"]
     for number in range(MAX_EVENTS):
-        write(spool, f"2{number:0>6}-1-0", "")
+        write(spool, f"0{number}", "", time=2000)
     names = spool.names()
-    assert (len(names), names[0]) == (MAX_EVENTS, "1000-1-0")
+    assert (len(names), names[:2]) == (MAX_EVENTS, ["9", "8"])
 
 
 def test_what_is_no_event_is_not_read(spool: Spool, tmp_path: Path) -> None:

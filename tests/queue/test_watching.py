@@ -37,7 +37,8 @@ class Watched:
                 )
 
     def watcher(self) -> Watcher:
-        return Watcher(self.folder, StoreDatabase(self.path), {"upstream-1"}, self.told.append)
+        spool, mark = self.folder.spool, self.folder.mark
+        return Watcher(spool, mark, StoreDatabase(self.path), {"upstream-1"}, self.told.append)
 
     def write_mark(self, text: str) -> None:
         Path(str(self.folder.mark)).write_text(text)

@@ -8,6 +8,7 @@ from typing import Final
 
 from nixcache_oci.cache import (
     catalog,
+    former,
     index_folder,
     json_stream,
     listing,
@@ -28,12 +29,14 @@ from nixcache_oci.clients.http import client, errors, reply, session
 from nixcache_oci.clients.local_store import build, database, evaluator
 from nixcache_oci.clients.registry import tags, transport
 from nixcache_oci.clients.upstream import narinfo_store, peer
+from nixcache_oci.maintenance.gc import collect, former_reader
 from nixcache_oci.nix import narinfo, signature
 from nixcache_oci.oci import document, manifest
 from nixcache_oci.proxy import (
     lookup,
     nar_source,
     nar_streams,
+    on_demand,
     open_files,
     refresh_coalescer,
     regression,
@@ -42,6 +45,8 @@ from nixcache_oci.proxy import (
 from nixcache_oci.proxy.ahead import narinfos, nars, wanted
 from nixcache_oci.proxy.endpoints import uploads
 from nixcache_oci.proxy.front import connections
+from nixcache_oci.proxy.packs import prefetcher
+from nixcache_oci.proxy.packs import wanted as pack_wanted
 from nixcache_oci.proxy.page import jobs, path_facts, recorded
 from nixcache_oci.proxy.uploads import intake, journal, nar_files, receiver, sent_before, spool
 from nixcache_oci.proxy.writers import issuer_keys, oidc, sessions
@@ -93,10 +98,12 @@ def _hours(seconds: float) -> str:
 
 
 _HOSTILE: Final = "tests/hostile/test_registry_bounds.py"
+_FORMER: Final = "tests/maintenance/test_gc_former.py"
 _TOTALS: Final = "tests/hostile/test_client_totals.py"
 _ANSWERS: Final = "tests/hostile/test_client_answers.py"
 _AHEAD: Final = "tests/proxy/ahead/test_nars.py"
 _NARINFOS_AHEAD: Final = "tests/proxy/ahead/test_narinfos.py"
+_ON_DEMAND: Final = "tests/proxy/test_on_demand.py"
 _PAGE: Final = "tests/proxy/page/test_bounds.py"
 _CROWDS: Final = "tests/hostile/test_bounds.py"
 _UPLOADS: Final = "tests/hostile/test_uploads.py"
@@ -142,6 +149,15 @@ BOUNDS: Final[dict[str, tuple[Bound, ...]]] = {
               "counted no further", f"{_HOSTILE}::test_segments_that_change_at_each_look"),
         Bound("the saved index", f"{show_bytes(index_folder._MAX_LISTING_BYTES)}",
               "fetched anew", "tests/cache/test_index_folder.py::test_saved_files_have_limits"),
+        Bound("former versions and segments that an index remembers", f"{former.MAX_FORMER:,}, the newest",
+              "the others stay in the registry", "tests/cache/test_former.py::test_the_newest_are_kept"),
+        Bound("remembered manifests that are kept for the whole grace", f"{former_reader.MOST_YOUNG:,}",
+              "the oldest are deleted after gc's minimal age",
+              f"{_FORMER}::test_too_many_versions_go_before_the_grace"),
+        Bound("tags of others, in a cache that remembers", f"{former_reader.MOST_OTHER_TAGS}",
+              "nothing remembered is deleted; a warning", f"{_FORMER}::test_many_tags_of_others_keep_all"),
+        Bound("remembered manifests that are gone", f"{collect._MOST_FORGOTTEN}",
+              "the index is written without them", f"{_FORMER}::test_what_is_gone_is_forgotten_in_time"),
         Bound("rest of gc that an index asks for", "the grace",
               "everything is read",
               "tests/maintenance/test_gc_idle.py::test_no_note_holds_longer_than_the_grace"),
@@ -214,6 +230,31 @@ BOUNDS: Final[dict[str, tuple[Bound, ...]]] = {
               "cut", f"{_ANSWERS}::test_an_answer_that_makes_no_sense_is_the_clients_own_error"),
     ),
     "What clients of the proxy do": (
+        Bound("caches that are opened because a request names them",
+              f"{on_demand.MOST_OPEN}; paused after {_seconds(on_demand.PAUSE_SECONDS)} without use, closed "
+              f"after {_seconds(on_demand.CLOSE_SECONDS)}",
+              "the least recently used is closed; if all are in use, 404",
+              f"{_ON_DEMAND}::test_few_are_open_and_the_least_recently_used_goes"),
+        Bound("what is read of one of these",
+              f"{on_demand.MOST_ENTRIES:,} narinfos, {show_bytes(on_demand.MOST_TABLE_BYTES)} of tables",
+              "the newest segments that fit are read, and what is left out is said",
+              f"{_ON_DEMAND}::test_a_large_cache_is_read_in_part"),
+        Bound("narinfos of all of these", f"{on_demand.MOST_ALL_ENTRIES:,}",
+              "the least recently used caches are closed",
+              f"{_ON_DEMAND}::test_all_narinfos_together_are_bounded"),
+        Bound("these caches whose tables are read at a time", f"{on_demand.MOST_READ_AT_ONCE}",
+              "they wait", f"{_ON_DEMAND}::test_few_caches_are_read_at_a_time"),
+        Bound("time to read one of them", _seconds(on_demand.READ_SECONDS),
+              "it has failed, and is not asked again for a while",
+              f"{_ON_DEMAND}::test_a_slow_registry_gives_its_turn_back"),
+        Bound("their indexes on disk", show_bytes(on_demand.MOST_DISK_BYTES),
+              "the oldest go, before more is read", f"{_ON_DEMAND}::test_the_disk_is_bounded"),
+        Bound("folders of these indexes", f"{on_demand.MOST_FOLDERS:,}",
+              "the oldest go", f"{_ON_DEMAND}::test_folders_are_bounded_in_number"),
+        Bound("prefixes that lead to no cache, remembered",
+              f"{on_demand.MOST_ABSENT:,}, for {_seconds(on_demand.ABSENT_SECONDS)}",
+              "404 without asking; older ones are asked for again",
+              f"{_ON_DEMAND}::test_what_is_no_cache_is_not_asked_again_for_a_minute"),
         Bound("connections", f"{open_files.MOST_CONNECTIONS:,}, fewer where few files may be open",
               "the oldest idle ones are closed",
               "tests/proxy/front/test_connections.py::test_the_oldest_idle_connection_makes_room"),
@@ -262,6 +303,13 @@ BOUNDS: Final[dict[str, tuple[Bound, ...]]] = {
               "tests/clients/test_upstream_find.py::test_one_upstream_is_asked_for_few_narinfos_at_once"),
         Bound("look-ups at upstreams", f"128 at once, {lookup.MOST_LOOK_UPS:,} with those that wait",
               "404, counted as unknown", f"{_CROWDS}::test_look_ups_at_upstreams_are_joined"),
+        Bound("NARs of packs that wait to be fetched ahead",
+              f"{prefetcher._MOST_WANTED:,}; {prefetcher._MOST_WANTED_AT_REST:,} while nothing is on its way",
+              "fetched when they are asked for",
+              "tests/proxy/packs/test_nars.py::test_no_more_wait_than_are_of_use"),
+        Bound("parts of a pack that are wanted one after the other", f"{pack_wanted._MAX_BATCHES} times",
+              "it comes whole",
+              "tests/proxy/packs/test_ranges.py::test_a_pack_that_is_wanted_bit_by_bit_comes_whole"),
         Bound("refreshes that are asked for",
               f"{refresh_coalescer.MOST_IN_A_ROW} in {_seconds(refresh_coalescer.WINDOW_SECONDS)}",
               "who asks shares the next one", f"{_CROWDS}::test_refreshes_are_joined"),

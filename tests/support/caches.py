@@ -1,6 +1,7 @@
 """Several caches behind one proxy."""
 
 import asyncio
+import json
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
@@ -46,7 +47,7 @@ def write_caches(path: Path, caches: Iterable[Mapping[str, object]]) -> Path:
     for cache in caches:
         lines.append("[[cache]]")
         for name, value in cache.items():
-            text = repr([str(one) for one in value]) if isinstance(value, list) else f'"{value}"'
+            text = json.dumps(value if isinstance(value, (bool, list)) else str(value))
             lines.append(f"{name} = {text}")
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text("\n".join(lines) + "\n")

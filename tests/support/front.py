@@ -206,4 +206,4 @@ async def fetched(packs: PackCache) -> None:
 
 
 def _downloads(packs: PackCache) -> list[asyncio.Task[bytearray]]:
-    return [entry.download for entry in packs._memory.entries.values() if not entry.download.done()]
+    return [entry.download for entry in packs._memory.entries if not entry.download.done()]

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -19,9 +20,10 @@ from tests.support.programs import require_program
 from tests.support.registries import REPO
 from tests.workflows.documents import TOP, Document
 from tests.workflows.github_story import GithubStory
-from tests.workflows.machine import Machine, use
+from tests.workflows.machine import Machine, Result, use
 from tests.workflows.test_origin import CASES, JOB_SECRETS
 
+AT_ONCE = 10
 ACTION = TOP / "workflows/cache"
 KEY = "a-1:" + "A" * 43 + "="
 TOKEN = "ghs_token"
@@ -267,7 +269,7 @@ def test_jobs_at_once_have_scopes_of_their_own(job: Job, matrix: object, scope: 
     """So no job of a matrix supersedes the roots of another; a scope is one word."""
     job.main(signing_key=SECRET.render(), matrix=json.dumps(matrix)).check_returncode()
     (queue,) = job.calls("queue run")
-    assert queue.arguments == ["queue", "run", f"--scope={scope}"]
+    assert queue.arguments == ["queue", "run", "--keep-used", f"--scope={scope}"]
 
 
 @needs_node
@@ -393,6 +395,55 @@ def test_what_a_job_builds_is_published(cached: GithubStory) -> None:
     assert len(cached.records()) == count
     assert "❗" not in first.said + second.said
     assert cached.key.render() not in first.log + first.said + second.log
+
+
+@needs_act
+def test_jobs_at_once_lose_nothing(cached: GithubStory) -> None:
+    """Each job of a matrix publishes its own and what they share, into one cache."""
+    numbers = range(AT_ONCE)
+    shared = 'mk "shared" "echo > $out"'
+    own = (f'own{n} = mk "own{n}" "echo ${{{shared}}} > $out";' for n in numbers)
+    cached.commit_flake("".join(own))
+    machines = [cached.checked_out() for _ in numbers]
+
+    def run(number: int) -> Result:
+        given = {"signing-key": cached.key.render(), "matrix": json.dumps({"n": number})}
+        return machines[number].run_steps(use("cache", given), build(f"own{number}"))
+
+    with ThreadPoolExecutor(AT_ONCE) as pool:
+        for ran in pool.map(run, numbers):
+            assert "❗" not in ran.check().said
+    roots = {(record.scope, name) for record in cached.records() for name, _ in record.roots}
+    assert roots >= {(f"main-workflow.yml-job-{n}", f"own{n}") for n in numbers}
+
+
+@needs_act
+def test_a_job_that_fails_publishes_what_it_has_built(cached: GithubStory) -> None:
+    """The next run goes on from there; a job that is cancelled ends the same way."""
+    cached.commit_flake()
+    given = {"signing-key": cached.key.render()}
+    ran = cached.checked_out().run_steps(
+        use("cache", given), build("one"), {"run": "exit 1", "env": {"BASH_ENV": ""}}
+    )
+    assert not ran.is_success
+    ((name, _),) = [root for record in cached.records() for root in record.roots]
+    assert name == "one"
+
+
+@needs_act
+def test_what_a_job_uses_is_kept(cached: GithubStory) -> None:
+    """A job that only substitutes leaves a record of that and nothing else; one that uses nothing, none."""
+    cached.commit_flake()
+    cached.checked_out().run_action("publish", signing_key=cached.key.render()).check()
+    (published,) = cached.records()
+    given = {"signing-key": cached.key.render()}
+    ran = clean_machine(cached).run_steps(use("cache", given), build("one")).check()
+    assert "building" not in ran.log
+    _, used = cached.records()
+    assert (used.scope, used.is_partial) == ("main-workflow.yml-job", True)
+    assert [path for _, path in used.roots] == [path for _, path in published.roots]
+    clean_machine(cached).run_steps(use("cache", given), {"run": "true", "env": {"BASH_ENV": ""}}).check()
+    assert len(cached.records()) == 2
 
 
 @needs_act

@@ -58,7 +58,7 @@ start_queue() {
   add_switch --new-key "$INPUT_NEW_KEY"
   add_upstream_key_names "$INPUT_UPSTREAM_KEY_NAMES"
   : >"$log"
-  nixcache-oci queue run ${arguments[@]+"${arguments[@]}"} </dev/null >"$log" 2>&1 &
+  nixcache-oci queue run --keep-used ${arguments[@]+"${arguments[@]}"} </dev/null >"$log" 2>&1 &
   set_state queue "$!"
   wait_for 'the queue' 'publishing what is queued in' "$log"
 }

@@ -16,7 +16,6 @@ from nixcache_oci.wording import counted
 _CONTENT_RANGE = re.compile(r"bytes ([0-9]{1,18})-([0-9]{1,18})/([0-9]{1,18}|\*)")
 _UNSATISFIED = re.compile(r"bytes \*/([0-9]{1,18})")
 _SIZE = re.compile(r"[0-9]{1,18}")
-_MOST_SKIPPED_BYTES = 64 * 1024 * 1024
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,9 +36,9 @@ def render_range(start: int, end: int | None) -> str:
 def read_extent(status: int, headers: Mapping[str, str], start: int, end: int | None) -> Extent:
     """Check an answer of status 200 or 206 against the range asked for; FormatError if it is another.
 
-    Some servers ignore Range and answer 200 with the whole blob. The bytes before the part are then skipped,
-    but only a few seconds' worth: a part near the end of a huge blob would download all of it. ``end`` is
-    None for the whole blob, which was then asked for without a range.
+    Some registries ignore Range and answer 200 with the whole blob: the bytes before the part are then
+    skipped, however many, for nothing else resumes a download there. ``end`` is None for the whole blob,
+    which was then asked for without a range.
     """
     length = read_length(headers)
     if length is None:
@@ -57,10 +56,6 @@ def read_extent(status: int, headers: Mapping[str, str], start: int, end: int | 
         end = size
     if end > size:
         raise FormatError(f"asked for bytes {start} to {end}, but there are {size}")
-    if start > _MOST_SKIPPED_BYTES:
-        raise FormatError(
-            f"asked for bytes from {start} on, and all {size} came: the server serves no ranges"
-        )
     return Extent(size, start, start, end)
 
 

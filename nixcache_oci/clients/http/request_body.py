@@ -29,11 +29,16 @@ class Body:
 
     source: bytes | Path = field(repr=False)  # the bytes, or a file; not shown, for it may hold a secret
     size: int  # in bytes
+    start: int = 0  # offset of the first byte in the source
 
     @classmethod
     def of(cls, source: bytes | Path) -> "Body":
         """Make the body of a source; OSError if there is no such file."""
         return cls(source, source.stat().st_size if isinstance(source, Path) else len(source))
+
+    def part(self, start: int, end: int) -> "Body":
+        """Make the body of its bytes from ``start`` to before ``end``."""
+        return Body(self.source, end - start, self.start + start)
 
     def pieces(self) -> Generator[bytes, None, None]:
         """Read it once from its start; a file is open as long as the iterator is.
@@ -42,12 +47,15 @@ class Body:
         the way to a thread and back.
         """
         if isinstance(self.source, bytes):
-            view = memoryview(self.source)
+            view = memoryview(self.source)[self.start : self.start + self.size]
             for position in range(0, self.size, _PIECE_BYTES):
                 yield bytes(view[position : position + _PIECE_BYTES])
             return
         with self.source.open("rb") as file:
-            while piece := file.read(_PIECE_BYTES):
+            file.seek(self.start)
+            left = self.size
+            while left and (piece := file.read(min(_PIECE_BYTES, left))):
+                left -= len(piece)
                 yield piece
 
 

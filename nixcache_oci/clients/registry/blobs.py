@@ -1,27 +1,18 @@
-"""Blobs: sizes, unverified streams, and uploads.
+"""Reading blobs: sizes and unverified streams.
 
-An upload opens a session, and one PUT sends and commits everything. A failed session is abandoned: GHCR may
-then say that it is unknown, whether it stored the blob or not. So the blob is looked for first; then a new
-session is opened.
-
-Source: OCI distribution specification, "Pushing a blob monolithically", POST then PUT.
+Source: OCI distribution specification, "Pulling blobs" and "Checking if content exists in the registry".
 """
 
-import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import aclosing, asynccontextmanager, suppress
 from http import HTTPStatus
-from time import monotonic
-from typing import Final
 
 from yarl import URL
 
 from nixcache_oci.clients.bounded_cache import BoundedCache
-from nixcache_oci.clients.http.errors import Failure, HttpError, translated
-from nixcache_oci.clients.http.one_origin import join
+from nixcache_oci.clients.http.errors import Failure, HttpError
 from nixcache_oci.clients.http.ranges import Extent, read_extent, read_length, read_size, render_range
 from nixcache_oci.clients.http.reply import ERROR_LIMIT, BufferedReply, Reply
-from nixcache_oci.clients.http.request_body import Body
 from nixcache_oci.clients.http.retry import GiveUp
 from nixcache_oci.clients.registry.transport import Call, Transport
 from nixcache_oci.clients.repository import BlobStream
@@ -157,108 +148,3 @@ async def _nothing() -> AsyncIterator[bytes]:
     nothing: tuple[bytes, ...] = ()
     for chunk in nothing:
         yield chunk
-
-
-# GHCR allows an upload ten minutes, within which a blob that takes a session has to be sent.
-_SESSION_SECONDS: Final = 60
-
-_OPENED = frozenset({HTTPStatus.ACCEPTED})
-_COMMITTED = frozenset({HTTPStatus.CREATED, HTTPStatus.NO_CONTENT})
-
-
-class SessionsAhead:
-    """Upload sessions that are opened before their blobs are ready."""
-
-    def __init__(self, transport: Transport, base: str) -> None:
-        self._transport = transport
-        self._base = base
-        # Each with the time at which it was asked for, the oldest first.
-        self._opened: list[tuple[float, asyncio.Task[BufferedReply | None]]] = []
-
-    def prepare(self, count: int) -> None:
-        """Start to open sessions, up to ``count``."""
-        while len(self._opened) < count:
-            self._opened.append((monotonic(), asyncio.create_task(self._open())))
-
-    async def take(self) -> BufferedReply | None:
-        """Return the answer that opened a session; None if there is none, or the registry refused."""
-        while self._opened:
-            begun, opening = self._opened.pop(0)
-            if monotonic() - begun < _SESSION_SECONDS:
-                return await opening
-        return None
-
-    async def close(self) -> None:
-        """Abandon them: registries drop unused sessions."""
-        openings = [opening for _, opening in self._opened]
-        for opening in openings:
-            opening.cancel()
-        await asyncio.gather(*openings, return_exceptions=True)
-
-    async def _open(self) -> BufferedReply | None:
-        try:
-            return await self._transport.fetch_once(_opening("open an upload", self._base))
-        except HttpError:
-            return None  # the blob's own push opens one, with all retries, and reports the error
-
-
-async def push_blob(
-    transport: Transport, base: str, digest: Digest, body: Body, ahead: SessionsAhead | None = None
-) -> None:
-    """Store a blob; RegistryError if the registry did not accept it.
-
-    The body is read again for every try; ``ahead`` may have a session for the first one.
-    """
-    operation = f"push blob {digest}"
-    opening = _opening(operation, base)
-    looking = Call(
-        operation, "HEAD", URL(f"{base}/blobs/{digest}", encoded=True), follows=False, accepts=PRESENT
-    )
-    opened = await ahead.take() if ahead is not None else None
-    tries = transport.tries()
-    while True:
-        if opened is None:
-            opened = await transport.fetch(opening)
-        committing = opening
-        started = monotonic()
-        try:
-            with translated():
-                committing = _commit(opening, opened, digest, body)
-            await transport.fetch_once(committing)
-        except HttpError as cause:
-            opened = None
-            end = await tries.wait(cause, transmission=monotonic() - started)
-            if (end is None or end.is_temporary) and await _is_there(transport, looking):
-                return
-            if end is not None:
-                raise transport.explain(committing, cause, end) from None  # the reason is in its text
-        else:
-            return
-
-
-def _opening(operation: str, base: str) -> Call:
-    return Call(operation, "POST", URL(f"{base}/blobs/uploads/", encoded=True), accepts=_OPENED)
-
-
-def _commit(opening: Call, opened: BufferedReply, digest: Digest, body: Body) -> Call:
-    """Make the PUT for a session; its Location is kept byte for byte."""
-    url = join(opening.url, opened.headers.get("Location", "")).with_fragment(None)
-    separator = "&" if url.raw_query_string else "?"
-    return Call(
-        opening.operation,
-        "PUT",
-        URL(f"{url}{separator}digest=sha256%3A{digest.hex}", encoded=True),
-        headers={"Content-Type": "application/octet-stream"},
-        body=body,
-        accepts=_COMMITTED,
-        is_guarded=opened.is_public,
-        is_expected=True,  # the session exists: 404 means that it was lost
-    )
-
-
-async def _is_there(transport: Transport, looking: Call) -> bool:
-    try:
-        await transport.fetch_once(looking)
-    except HttpError:
-        return False  # then the next session decides, or the last error is raised
-    return True

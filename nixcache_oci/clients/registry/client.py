@@ -17,10 +17,11 @@ from nixcache_oci.clients.http.public_address import IsPublic, is_public
 from nixcache_oci.clients.http.reply import BufferedReply
 from nixcache_oci.clients.http.request_body import Body
 from nixcache_oci.clients.http.retry import RetryPolicy
-from nixcache_oci.clients.registry.blobs import NEEDS_REASON, Downloads, SessionsAhead, push_blob
+from nixcache_oci.clients.registry.blobs import NEEDS_REASON, Downloads
 from nixcache_oci.clients.registry.removal import delete_manifest
 from nixcache_oci.clients.registry.tags import Tags
 from nixcache_oci.clients.registry.transport import Call, Transport
+from nixcache_oci.clients.registry.uploads import Uploads
 from nixcache_oci.clients.repository import BlobStream, StoredManifest, UntaggedVersion
 from nixcache_oci.errors import DigestError, FormatError, NotFoundError
 from nixcache_oci.oci.digest import Digest
@@ -85,7 +86,7 @@ class Registry:
         )
         # Just after a push a registry may not know it yet: a 404 for these is retried.
         self._pushed: BoundedCache[str, None] = BoundedCache(_PUSHES_KNOWN)
-        self._sessions_ahead = SessionsAhead(self._transport, self._base)
+        self._uploads = Uploads(self._transport, self._base)
         self._tags = Tags(self._transport, self._base)
         self._downloads = Downloads(self._transport, self._base, self._pushed)
 
@@ -101,7 +102,7 @@ class Registry:
 
     async def close(self) -> None:
         """Close all connections."""
-        await self._sessions_ahead.close()
+        await self._uploads.ahead.close()
         await self._transport.close()
 
     # Manifests and tags
@@ -158,6 +159,11 @@ class Registry:
         """Delete a manifest and its tags; see ``removal`` for what registries refuse."""
         await delete_manifest(self._transport, self._base, digest, tags, self.list_tags)
 
+    @property
+    def has_own_page_size(self) -> bool:
+        """Whether the registry refused pages of 1,000 tags, and chose their size itself."""
+        return self._tags.has_own_size
+
     async def list_tags(self) -> list[str]:
         """List every tag, in no particular order; see ``Tags.list`` for its limits."""
         return await self._tags.list()
@@ -176,11 +182,11 @@ class Registry:
 
     def prepare_push(self, count: int) -> None:
         """Start to open upload sessions for the next blobs."""
-        self._sessions_ahead.prepare(count)
+        self._uploads.ahead.prepare(count)
 
     async def push_blob(self, digest: Digest, source: bytes | Path) -> None:
         """Store a blob whose bytes are known to have this digest."""
-        await push_blob(self._transport, self._base, digest, Body.of(source), self._sessions_ahead)
+        await self._uploads.push(digest, Body.of(source))
         self._pushed.put(str(digest), None)
 
     def _manifest_call(self, verb: str, tag_or_digest: str, method: str, accepts: frozenset[int]) -> Call:

@@ -1,4 +1,4 @@
-"""Probes that tell whether something would work at a registry, and leave nothing behind.
+"""Probes that tell whether something would work at a registry, and leave nothing that a cache counts.
 
 Each takes one or two tries and a few seconds, while a publisher would be patient.
 """
@@ -17,12 +17,15 @@ from nixcache_oci.clients.http.client import HttpClient, HttpRequest
 from nixcache_oci.clients.http.errors import HttpError, translated
 from nixcache_oci.clients.http.one_origin import OneOrigin, document_timeouts, join
 from nixcache_oci.clients.http.reply import ERROR_LIMIT, BufferedReply
+from nixcache_oci.clients.http.request_body import Body
 from nixcache_oci.clients.http.retry import RetryPolicy, parse_http_date
 from nixcache_oci.clients.registry.errors import find_tls_hint
 from nixcache_oci.clients.registry.token import Authorizer
 from nixcache_oci.clients.registry.transport import Call, Transport
+from nixcache_oci.clients.registry.uploads import Uploads
 from nixcache_oci.errors import RegistryError
 from nixcache_oci.oci.challenge import Challenge, parse_challenges
+from nixcache_oci.oci.digest import Digest
 from nixcache_oci.oci.reference import RegistryReference
 
 _SECONDS: Final = 10
@@ -104,6 +107,18 @@ async def find_token_error(
         await tokens.close()
         await http.close()
     return None if tokens.source is not None else "they are refused, although anybody may read"
+
+
+async def try_chunk(
+    reference: RegistryReference, credentials: Credentials | None, digest: Digest, content: bytes
+) -> None:
+    """Push a small blob as one chunk; RegistryError where chunks are refused."""
+    transport = Transport(reference, credentials, push=True, policy=_POLICY, stall_seconds=_SECONDS)
+    try:
+        uploads = Uploads(transport, f"{reference.base_url}/v2/{reference.repository}")
+        await uploads.push_in_one_chunk(digest, Body.of(content))
+    finally:
+        await transport.close()
 
 
 async def try_upload(reference: RegistryReference, credentials: Credentials | None) -> bool:

@@ -48,6 +48,11 @@ class Tags:
         self._url = URL(f"{base}/tags/list", encoded=True)
         self._size = _ASKED
 
+    @property
+    def has_own_size(self) -> bool:
+        """Whether the size of a page that is asked for was refused."""
+        return not self._size
+
     async def list(self) -> list[str]:
         """List every tag, in no particular order.
 

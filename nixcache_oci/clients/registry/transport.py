@@ -24,7 +24,7 @@ from nixcache_oci.clients.http.one_origin import OneOrigin, blob_timeouts, docum
 from nixcache_oci.clients.http.public_address import IsPublic, is_public
 from nixcache_oci.clients.http.reply import ERROR_LIMIT, BufferedReply, Reply
 from nixcache_oci.clients.http.request_body import Body
-from nixcache_oci.clients.http.retry import GiveUp, RetryPolicy, Tries
+from nixcache_oci.clients.http.retry import GiveUp, RetryPolicy, Tries, is_rate_limit
 from nixcache_oci.clients.http.url import is_same_origin
 from nixcache_oci.clients.registry.errors import Explainer
 from nixcache_oci.clients.registry.token import Authorizer
@@ -119,6 +119,11 @@ class Call:
     is_guarded: bool = False
     # Whether it is for a blob's bytes: the registry may redirect it to its storage, whose head takes longer.
     is_blob: bool = False
+
+
+def _failure(call: Call, answer: BufferedReply) -> HttpError:
+    is_heavy = call.body is not None and call.body.size > _LIGHT_BYTES
+    return answer.error(is_expected=call.is_expected, is_verified=call.is_verified, is_heavy=is_heavy)
 
 
 class Transport:
@@ -218,9 +223,7 @@ class Transport:
         reply = await self._send_authorized(call)
         if reply.status in call.accepts:
             return reply
-        answer = await reply.take(ERROR_LIMIT)
-        is_heavy = call.body is not None and call.body.size > _LIGHT_BYTES
-        raise answer.error(is_expected=call.is_expected, is_verified=call.is_verified, is_heavy=is_heavy)
+        raise _failure(call, await reply.take(ERROR_LIMIT))
 
     async def _send_authorized(self, call: Call) -> Reply:
         """Send with the current token, and once more with a new one on demand; HttpError if that fails."""
@@ -231,9 +234,14 @@ class Transport:
         with ahead as preconnect:  # before the token is asked for, to overlap the round trips
             authorization = await self._tokens.get()
             reply = await self._send_once(call, authorization, preconnect)
-            if authorization is None and reply.status in _HIDDEN and await self._log_in(reply):
-                reply.close()
-                return await self._send_once(call, await self._tokens.get(), preconnect)
+            if authorization is None and reply.status in _HIDDEN and self._may_log_in(reply):
+                answer = await reply.take(ERROR_LIMIT)
+                failure = _failure(call, answer)
+                if not is_rate_limit(failure.failure) and await self._log_in():
+                    return await self._send_once(call, await self._tokens.get(), preconnect)
+                if reply.status in call.accepts:
+                    return reply
+                raise failure
             if reply.status == HTTPStatus.FORBIDDEN and not reply.is_elsewhere:
                 # Some registries answer 403 to an expired token, without a challenge.
                 if not await self._tokens.reconsider(authorization):
@@ -248,13 +256,14 @@ class Transport:
                 raise answer.error()
             return await self._send_once(call, await self._tokens.get(), preconnect)
 
-    async def _log_in(self, refusal: Reply) -> bool:
+    def _may_log_in(self, refusal: Reply) -> bool:
+        return not (refusal.is_elsewhere or self._tokens.source is None or self._has_greeted)
+
+    async def _log_in(self) -> bool:
         """Ask for a challenge, and tell whether credentials may now find what strangers must not see.
 
         Some registries answer 403 or 404 to strangers, and challenge them only at ``/v2/``, or nowhere.
         """
-        if refusal.is_elsewhere or self._tokens.source is None or self._has_greeted:
-            return False
         greeting = Call("greet", "GET", self._origin.with_path("/v2/"))
         try:
             answer = await (await self._send_once(greeting, None, None)).take(ERROR_LIMIT)

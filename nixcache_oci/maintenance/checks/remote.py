@@ -25,6 +25,7 @@ from nixcache_oci.clients.upstream.address import Upstream
 from nixcache_oci.clients.upstream.client import Upstreams
 from nixcache_oci.errors import Error, NotFoundError, RegistryError, UpstreamError, UsageError
 from nixcache_oci.maintenance.checks.finding import Finding, Level, good, has_error, skipped, warning, wrong
+from nixcache_oci.maintenance.checks.manners import CHECKS, check_manners
 from nixcache_oci.nix.store_path import HashPart
 from nixcache_oci.oci.reference import RegistryReference
 from nixcache_oci.wording import counted
@@ -67,10 +68,11 @@ class Access:
 
 
 async def check_registry(
-    reference: RegistryReference, environment: Mapping[str, str], *, is_publisher: bool
+    reference: RegistryReference, environment: Mapping[str, str], *, is_publisher: bool, tries: bool
 ) -> Access:
-    """Check everything between here and the repository."""
-    later = [CLOCK, PULL, VISIBILITY, *([PUSH] if is_publisher else [])]
+    """Check everything between here and the repository; ``tries`` lets a publisher's checks write to it."""
+    tries = tries and not is_github(reference.host)  # where all of it is known, and nothing could be deleted
+    later = [CLOCK, PULL, VISIBILITY, *([PUSH] if is_publisher else []), *(CHECKS if tries else [])]
     try:
         credentials = await Keyring(reference.host, reference.repository, environment).find()
     except UsageError as error:
@@ -97,7 +99,12 @@ async def check_registry(
     is_readable = pull.level in {Level.GOOD, Level.WARNING}
     findings.append(await _check_visibility(reference, credentials, is_readable=is_readable))
     if is_publisher:
-        findings.append(await _check_push(reference, credentials))
+        push = await _check_push(reference, credentials)
+        findings.append(push)
+        if tries and push.level is Level.GOOD:
+            findings += await check_manners(reference, credentials)
+        elif tries:
+            findings += skipped(CHECKS, "nothing can be pushed")
     return Access(findings, is_readable=is_readable)
 
 

@@ -20,6 +20,7 @@ from nixcache_oci.cache.parallel import cancel_all, retrieve
 from nixcache_oci.clients.upstream.client import Upstreams
 from nixcache_oci.errors import Error, UpstreamError
 from nixcache_oci.nix.narinfo import NarInfo
+from nixcache_oci.oci.digest import Digest
 from nixcache_oci.proxy.ahead.wanted import UpstreamNar, WantedNars
 from nixcache_oci.proxy.counters import Counters
 from nixcache_oci.proxy.packs.memory import Arrival, PackEntry, PackMemory
@@ -29,7 +30,7 @@ _log = logging.getLogger(__name__)
 MOST_AT_ONCE: Final = 48
 """Requests to one upstream, with clients' own: less is fetched ahead where these are more."""
 
-BESIDE_STREAMS: Final = 8
+BESIDE_STREAMS: Final = 24
 """NARs that are fetched ahead from an upstream while a client streams another from it."""
 
 SLOW_SECONDS: Final = 5.0
@@ -101,12 +102,12 @@ class NarsAhead:
         known = self._wanted.ask(client, url)
         self._forget_dropped(url)
         held = self._held.get(url)
-        if held is None and known is not None:
-            held = self._find_or_begin(known)
+        if held is None and known is not None and self._memory.evict_for_demand(known.size):
+            held = self._begin(known, None)
         self._pump_soon()
         if held is None:
             return None
-        self._memory.mark_read(held.nar.digest, held.entry)
+        self._memory.mark_read(held.entry)
         if held.client is not None:
             self._wanted.note_used(held.client)
             self._counters.upstream_nars_ahead_used += 1
@@ -169,7 +170,7 @@ class NarsAhead:
                     self._pump_soon()
                     return
                 client, nar = found
-                if nar.url in self._held or nar.digest in self._memory.entries:
+                if nar.url in self._held:
                     self._wanted.forget(client, nar.url)
                     continue
                 if not (
@@ -187,19 +188,12 @@ class NarsAhead:
         most = min(self._limits.get(key, MOST_AT_ONCE), MOST_AT_ONCE - load.look_ups - load.streams)
         return self._in_transit[key] < (min(most, BESIDE_STREAMS) if load.streams else most)
 
-    def _find_or_begin(self, nar: UpstreamNar) -> _Held | None:
-        entry = self._memory.entries.get(nar.digest)
-        if entry is not None:  # under another URL
-            if entry.is_pack or not entry.download.done():
-                return None
-            self._held[nar.url] = held = _Held(nar, entry, None)
-            return held
-        return self._begin(nar, None) if self._memory.evict_for_demand(nar.size) else None
-
     def _begin(self, nar: UpstreamNar, client: str | None) -> _Held:
         download = asyncio.create_task(self._fetch(nar), name=f"upstream nar {nar.digest.hex[:12]}")
-        entry = PackEntry(is_pack=False, download=download, arrival=_nothing_early(), used_at=self._clock())
-        self._memory.add(nar.digest, entry, nar.size)
+        # Not by its digest: an upstream may name one of this cache's.
+        place = Digest.of(nar.url.encode())
+        entry = PackEntry(place, 0, None, False, 0, download, Arrival(_ignore), self._clock())
+        self._memory.add(entry, nar.size)
         self._held[nar.url] = held = _Held(nar, entry, client)
         self._in_transit[nar.key] += 1
         begun_at = self._clock()
@@ -227,7 +221,7 @@ class NarsAhead:
         try:
             async with self._upstreams.open_nar(nar.key, path, query, is_ahead=True) as stream:
                 if stream.head.size not in (None, nar.size):
-                    raise UpstreamError(f"{nar.url}: {stream.head.size} bytes, {nar.size} in its narinfo")
+                    raise UpstreamError(f"{nar.url}: another length than its narinfo says")
                 async for chunk in stream.chunks:
                     if received + len(chunk) > nar.size:
                         raise UpstreamError(f"{nar.url}: more bytes than its narinfo says")
@@ -243,22 +237,18 @@ class NarsAhead:
 
     def _forget_dropped(self, url: str) -> None:
         held = self._held.get(url)
-        if held is not None and self._memory.entries.get(held.nar.digest) is not held.entry:
+        if held is not None and held.entry not in self._memory.entries:
             self._drop(held)
 
     def _drop(self, held: _Held) -> None:
         if self._held.get(held.nar.url) is held:
             del self._held[held.nar.url]
-        if self._memory.entries.get(held.nar.digest) is held.entry:
-            self._memory.drop(held.nar.digest)
+        self._memory.drop(held.entry)
         if held.client is not None:
             self._counters.upstream_nars_ahead_unused += 1
             self._counters.upstream_bytes_ahead_unused += held.nar.size
             held.client = None
 
 
-def _nothing_early() -> Arrival:
-    async def ignore(_size: int) -> None:
-        """A NAR of a known size needs no more space."""
-
-    return Arrival(ignore)
+async def _ignore(_size: int) -> None:
+    """A NAR of a known size needs no more space, and nobody reads it before it is verified."""

@@ -55,6 +55,17 @@ def _of_each(caches: CacheSet) -> Iterator[Metric]:
     """Yield what tells the caches apart; those opened on demand are one, as anybody may name any number."""
     labels = {cache.prefix or cache.repository.name: cache for cache in caches.configured}
     counted = {label: cache.counters for label, cache in labels.items()}
+    on_demand = caches.on_demand
+    if on_demand is not None:
+        counted["on-demand"] = on_demand.counters
+        yield GaugeMetricFamily(
+            "nixcache_on_demand_open", "caches opened on demand", value=len(on_demand.opened)
+        )
+        yield GaugeMetricFamily(
+            "nixcache_on_demand_disk_bytes",
+            "their indexes on disk, when last measured",
+            value=on_demand.disk_bytes,
+        )
     for name in CACHE_COUNTERS:
         family = CounterMetricFamily(f"nixcache_cache_{name}", name.replace("_", " "), labels=["cache"])
         for label, counters in counted.items():

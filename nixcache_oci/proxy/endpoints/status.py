@@ -11,6 +11,7 @@ from aiohttp import web
 from nixcache_oci.cache.timestamp import format_time
 from nixcache_oci.proxy.app_keys import CACHES, CONFIG, STARTED, UPSTREAMS, caches_of
 from nixcache_oci.proxy.counters import CACHE_COUNTERS
+from nixcache_oci.proxy.on_demand import OnDemandCaches
 from nixcache_oci.proxy.opened_cache import OpenedCache
 from nixcache_oci.proxy.regression import Seen
 
@@ -41,6 +42,19 @@ def _take_snapshot(app: web.Application) -> dict[str, object]:
         "pack_cache_bytes": caches.budget.used_bytes,
         "counters": asdict(caches.totals()),
         "caches": described,
+        "on_demand": _describe_on_demand(caches.on_demand),
+    }
+
+
+def _describe_on_demand(caches: OnDemandCaches | None) -> dict[str, object] | None:
+    if caches is None:
+        return None
+    counters = {name: getattr(caches.counters, name) for name in CACHE_COUNTERS}
+    return {
+        "open": len(caches.opened),
+        "absent": caches.absent,
+        "disk_bytes": caches.disk_bytes,
+        "counters": counters,
     }
 
 

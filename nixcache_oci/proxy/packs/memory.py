@@ -3,8 +3,8 @@
 import asyncio
 import heapq
 from collections import OrderedDict
-from collections.abc import Awaitable, Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field
 from typing import Final
 
 from nixcache_oci.cache.nar_url import MAX_PACK_BYTES
@@ -69,29 +69,57 @@ class Arrival:
                 waiting.set_result(None)
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class PackEntry:
-    """A pack or a NAR, downloaded or in transit.
+    """A pack, a part of it, or a NAR, downloaded or in transit.
 
     Attributes:
-        is_pack: whether it is a pack.
-        download: returns the verified content.
+        blob: the pack, or the NAR.
+        start: offset of the first byte.
+        end: offset after the last byte; None for a whole blob, which matches its digest once downloaded.
+        is_pack: whether the blob is a pack.
+        batch: which parts of a pack were wanted together.
+        download: returns the content.
         arrival: unverified parts of it before.
         used_at: when it was last used, or started, in seconds of the clock.
         is_unread: whether it was not used yet.
         size_bytes: that count against the capacity: the most it may have while its size is unknown.
+        verified_parts: starts and ends of those that match their own hashes.
     """
 
+    blob: Digest
+    start: int
+    end: int | None
     is_pack: bool
+    batch: int
     download: asyncio.Task[bytearray]
     arrival: Arrival
     used_at: float
     is_unread: bool = True
     size_bytes: int = 0
+    verified_parts: set[tuple[int, int]] = field(default_factory=set)
+
+    @property
+    def is_verified(self) -> bool:
+        """Whether it is whole, and has the right digest."""
+        download = self.download
+        return self.end is None and download.done() and not download.cancelled() and not download.exception()
+
+    def covers(self, start: int, end: int | None) -> bool:
+        """Check whether it has, or will have, the bytes from ``start`` to before ``end`` (None: all)."""
+        return self.end is None or (end is not None and self.start <= start and end <= self.end)
+
+    async def reach(self, end: int) -> None:
+        """Wait until all bytes before ``end`` of the blob have arrived, or no more will."""
+        await self.arrival.reach(end - self.start)
+
+    def view(self, start: int, end: int) -> memoryview | None:
+        """Return bytes of the blob, verified or not; None if they have not arrived."""
+        return self.arrival.view(start - self.start, end - self.start)
 
 
 class PackBudget:
-    """What the pack caches of all caches share: memory, and how many blobs are prefetched at a time.
+    """What the packs of all caches share: memory, and how much is prefetched at a time.
 
     The content is not shared: who may not read a private cache could ask for its packs elsewhere.
 
@@ -124,20 +152,20 @@ class PackBudget:
     def evict(self, wanted_bytes: int, is_spared: Callable[[PackEntry], bool]) -> bool:
         """Evict until so much fits, the least recently used first; else nothing, and return False."""
         missing = self.used_bytes + wanted_bytes - self.capacity_bytes
-        dropped: list[tuple[PackMemory, Digest]] = []
-        if missing > 0:
-            for entry, memory, blob in heapq.merge(
-                *(memory.oldest_first() for memory in self.memories), key=lambda each: each[0].used_at
-            ):
-                if entry.download.done() and not is_spared(entry):
-                    dropped.append((memory, blob))
-                    missing -= entry.size_bytes
-                    if missing <= 0:
-                        break
+        if missing <= 0:
+            return True
+        dropped: list[tuple[PackMemory, PackEntry]] = []
+        everything = (((memory, entry) for entry in memory.entries) for memory in self.memories)
+        for memory, entry in heapq.merge(*everything, key=lambda each: each[1].used_at):
+            if entry.download.done() and not is_spared(entry):
+                dropped.append((memory, entry))
+                missing -= entry.size_bytes
+                if missing <= 0:
+                    break
         if missing > 0:
             return False
-        for memory, blob in dropped:
-            memory.drop(blob)
+        for memory, entry in dropped:
+            memory.drop(entry)
         return True
 
 
@@ -145,83 +173,110 @@ class PackMemory:
     """Counts the memory of one cache's packs, and evicts packs of any; ``clock`` is monotonic.
 
     Attributes:
-        entries: the packs, the least recently used first.
-        used_bytes: of these packs.
+        budget: that all caches share.
+        entries: all, the least recently used first.
+        used_bytes: of these entries.
     """
 
     def __init__(self, budget: PackBudget, clock: Callable[[], float]) -> None:
-        self._budget = budget
+        self.budget = budget
         self._clock = clock
-        self.entries: OrderedDict[Digest, PackEntry] = OrderedDict()
-        self.used_bytes = 0
         budget.memories[self] = None
+        self.entries: OrderedDict[PackEntry, None] = OrderedDict()
+        self._of_blob: dict[Digest, list[PackEntry]] = {}
+        self.used_bytes = 0
+
+    def find(self, blob: Digest, start: int = 0, end: int | None = None) -> PackEntry | None:
+        """Return an entry with the bytes from ``start`` to before ``end``, by default with the whole blob."""
+        for entry in self._of_blob.get(blob, ()):
+            if entry.covers(start, end):
+                return entry
+        return None
+
+    def has_part(self, blob: Digest) -> bool:
+        """Check whether anything of a blob is here, or will be."""
+        return blob in self._of_blob
+
+    def last_batch_read(self, pack: Digest) -> int:
+        """Return the number of the last batch of a pack's parts of which one here was read; 0 for none."""
+        read = (entry.batch for entry in self._of_blob.get(pack, ()) if not entry.is_unread)
+        return max(read, default=0)
 
     @property
     def has_space(self) -> bool:
         """Whether one more pack fits without evictions."""
-        return self._budget.used_bytes + MAX_PACK_BYTES <= self._budget.capacity_bytes
+        return self.budget.used_bytes + MAX_PACK_BYTES <= self.budget.capacity_bytes
 
     def has_prefetch_space(self, size_bytes: int) -> bool:
         """Check whether so much more may be prefetched."""
-        return self._budget.unread_bytes + size_bytes <= self._budget.capacity_bytes // _PREFETCH_SHARE
+        return self.budget.unread_bytes + size_bytes <= self.budget.capacity_bytes // _PREFETCH_SHARE
 
-    def add(self, blob: Digest, entry: PackEntry, size_bytes: int) -> None:
-        """Add a blob whose download has started; it counts for so much until its size is known."""
-        self.entries[blob] = entry
+    def add(self, entry: PackEntry, size_bytes: int) -> None:
+        """Add what is being downloaded; it counts for so much until its size is known."""
+        self.entries[entry] = None
+        self._of_blob.setdefault(entry.blob, []).append(entry)
         self.resize(entry, size_bytes)
 
     def resize(self, entry: PackEntry, size_bytes: int) -> None:
-        """Change the size of a blob; a tiny one counts for what an entry takes."""
+        """Change the size of an entry; a tiny one counts for what an entry takes."""
         self._count(entry, max(size_bytes, _ENTRY_BYTES))
 
-    def mark_read(self, pack: Digest, entry: PackEntry) -> bool:
-        """Note a use of a pack; returns whether it is the first."""
-        self.entries.move_to_end(pack)
+    def mark_read(self, entry: PackEntry) -> bool:
+        """Note a use of an entry, if it was not dropped; returns whether it is the first."""
+        if entry not in self.entries:
+            return False
+        self.entries.move_to_end(entry)
         entry.used_at = self._clock()
         is_first, entry.is_unread = entry.is_unread, False
         if is_first:
-            self._budget.unread_bytes -= entry.size_bytes
+            self.budget.unread_bytes -= entry.size_bytes
         return is_first
 
     def evict_for_demand(self, size_bytes: int) -> bool:
         """Evict packs until so much fits, read ones first; False if all are in transit."""
-        evict = self._budget.evict
+        evict = self.budget.evict
         return evict(size_bytes, lambda entry: entry.is_unread) or evict(size_bytes, lambda _: False)
 
     def evict_for_prefetch(self, size_bytes: int) -> bool:
         """Evict what is unused until so much fits, and a pack on demand; else nothing, and return False."""
         busy_since = self._clock() - _BUSY_SECONDS
-        return self._budget.evict(
+        return self.budget.evict(
             size_bytes + MAX_PACK_BYTES, lambda entry: entry.is_unread or entry.used_at > busy_since
         )
 
-    def drop(self, pack: Digest) -> None:
-        """Drop a pack, if present."""
-        entry = self.entries.pop(pack, None)
-        if entry is not None:
+    def drop(self, entry: PackEntry) -> None:
+        """Drop an entry, if present."""
+        if entry in self.entries:
             self._count(entry, 0)
+            del self.entries[entry]
+            of_blob = self._of_blob[entry.blob]
+            of_blob.remove(entry)
+            if not of_blob:
+                del self._of_blob[entry.blob]
+
+    def drop_parts(self, pack: Digest) -> None:
+        """Drop the parts of a pack that is here as a whole."""
+        for entry in list(self._of_blob.get(pack, ())):
+            if entry.end is not None and entry.download.done():
+                self.drop(entry)
 
     def drop_unused(self) -> None:
-        """Drop packs that are unused for ``UNUSED_SECONDS``."""
+        """Drop what is unused for ``UNUSED_SECONDS``."""
         oldest = self._clock() - UNUSED_SECONDS
-        for pack, entry in list(self.entries.items()):
+        for entry in list(self.entries):
             if entry.download.done() and entry.used_at < oldest:
-                self.drop(pack)
+                self.drop(entry)
 
     def close(self) -> None:
         """Drop everything, and take no more part in the budget."""
-        for pack in list(self.entries):
-            self.drop(pack)
-        self._budget.memories.pop(self, None)
-
-    def oldest_first(self) -> Iterator[tuple[PackEntry, "PackMemory", Digest]]:
-        """Iterate over the packs, the least recently used first."""
-        return ((entry, self, blob) for blob, entry in self.entries.items())
+        for entry in list(self.entries):
+            self.drop(entry)
+        self.budget.memories.pop(self, None)
 
     def _count(self, entry: PackEntry, size_bytes: int) -> None:
         change = size_bytes - entry.size_bytes
         entry.size_bytes = size_bytes
         self.used_bytes += change
-        self._budget.used_bytes += change
+        self.budget.used_bytes += change
         if entry.is_unread:
-            self._budget.unread_bytes += change
+            self.budget.unread_bytes += change

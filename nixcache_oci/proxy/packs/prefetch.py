@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Final, Self
 
 from nixcache_oci.cache.catalog import Catalog
-from nixcache_oci.cache.nar_url import pack_of, sized_blob_of
+from nixcache_oci.cache.nar_url import hashed_slice_of, sized_blob_of
 from nixcache_oci.nix.closure import by_name
 from nixcache_oci.nix.store_path import HashPart
 from nixcache_oci.oci.digest import Digest
@@ -28,27 +28,28 @@ _MOST_BYTES: Final = 64 * 1024
 
 @dataclass(frozen=True, slots=True)
 class Prefetch:
-    """A blob to prefetch.
+    """A NAR to prefetch.
 
     Attributes:
-        blob: a pack, or a small NAR.
-        is_pack: which of them.
-        size_bytes: as a narinfo or an earlier attempt tells; None for a pack of unknown size.
+        blob: the NAR, or the pack that it lies in.
+        size_bytes: of the NAR, as its narinfo says.
+        part: of the pack; None for a blob of its own.
+        file_hash: of the part, as its narinfo says.
     """
 
     blob: Digest
-    is_pack: bool
-    size_bytes: int | None = None
+    size_bytes: int
+    part: tuple[int, int] | None = None
+    file_hash: bytes = b""
 
     @classmethod
     def for_narinfo(cls, narinfo: bytes) -> Self | None:
-        """Prefetch what has the NAR of a narinfo; None if it is large."""
-        if (pack := pack_of(narinfo)) is not None:
-            return cls(pack, is_pack=True)
+        """Prefetch the NAR of a narinfo; None if it is large, or nothing is known to verify it with."""
+        if (found := hashed_slice_of(narinfo)) is not None:
+            pack, start, end, file_hash = found
+            return cls(pack, end - start, (start, end), file_hash)
         sized = sized_blob_of(narinfo)
-        if sized is None or sized[1] >= MAX_NAR_BYTES:
-            return None
-        return cls(sized[0], is_pack=False, size_bytes=sized[1])
+        return cls(*sized) if sized is not None and sized[1] < MAX_NAR_BYTES else None
 
 
 def first_of_closure(narinfo: bytes, catalog: Catalog) -> bytes:

@@ -2,18 +2,25 @@
 
 import asyncio
 import hashlib
+import random
 from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack
+from dataclasses import replace
 from pathlib import Path
 
 import aiohttp
 import pytest
 
+from nixcache_oci.clients.layout import Layout
+from nixcache_oci.proxy import server
 from nixcache_oci.proxy.ahead import nars
 from nixcache_oci.proxy.ahead.nars import BESIDE_STREAMS, MOST_AT_ONCE
 from nixcache_oci.proxy.ahead.wanted import FIRST_UNREAD, MAX_NAR_BYTES
+from nixcache_oci.proxy.cache_set import ConfiguredCache
 from tests.proxy.ahead.far_cache import FarCache, Near, far_cache, names, near
-from tests.support.front import let_run
-from tests.support.proxy import ProxyProcess
+from tests.support.front import let_run, proxy_config
+from tests.support.objects import hash_part_of, store_object
+from tests.support.publish import publish
 
 MIB = 1024 * 1024
 
@@ -269,23 +276,26 @@ async def test_another_proxy_fetches_ahead_itself(tmp_path: Path, far: FarCache)
     assert sorted(far.asked_nars) == sorted(far.nars)
 
 
-async def test_sigterm_ends_what_is_on_its_way(tmp_path: Path, far: FarCache) -> None:
-    """In the middle of a substitution, with exit status 0, and nothing goes on."""
+async def test_the_end_does_not_wait_for_what_is_on_its_way(
+    tmp_path: Path, far: FarCache, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """SIGTERM in the middle of a substitution: who waits for a NAR is cut, so that Nix asks again."""
+    monkeypatch.setattr(server, "_GRACE_SECONDS", 600.0)
     for name in names(20):
         far.add(name)
-    settings = {"NIXCACHE_REGISTRY": f"oci:{tmp_path}/none", "NIXCACHE_UPSTREAM": far.url}
-    process = await asyncio.to_thread(ProxyProcess(tmp_path / "proxy", **settings).__enter__)
     async with aiohttp.ClientSession() as session:
-        client = Near(process.url, session)
-        urls = await client.look(names(20))
-        far.gate.clear()
-        asking = asyncio.create_task(client.nar(urls["path-0"]))
-        await far.until(lambda: far.under_way == 20)
-        assert await asyncio.to_thread(process.stop) == 0
+        async with asyncio.timeout(60), AsyncExitStack() as stack:
+            config = proxy_config(tmp_path, upstreams=(far.url,))
+            caches = [ConfiguredCache(Layout(tmp_path / "none"))]
+            [url] = await stack.enter_async_context(server.serving(config, caches))
+            client = Near(url, session)
+            urls = await client.look(names(20))
+            far.gate.clear()
+            asking = asyncio.create_task(client.nar(urls["path-0"]))
+            await far.until(lambda: far.under_way == 20)
         with pytest.raises(aiohttp.ClientError):
             await asking
     await far.until(lambda: far.under_way == 0)
-    assert "Traceback" not in process.log
 
 
 async def test_who_waited_for_long_gets_the_bytes_as_they_come(
@@ -303,3 +313,27 @@ async def test_who_waited_for_long_gets_the_bytes_as_they_come(
         far.gate.set()
         assert await asking == far.nars[far.path_of("a")]
         assert (await client.status())["pack_cache_bytes"] == 0
+
+
+async def test_an_upstream_that_names_a_blob_of_this_cache_does_not_hold_it_up(
+    tmp_path: Path, far: FarCache, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is fetched from it is its own, whatever digest its narinfo claims."""
+    monkeypatch.setattr(nars, "SLOW_SECONDS", 600.0)
+    own = store_object("own", contents=random.Random(1).randbytes(1000))
+    await publish(Layout(tmp_path / "none"), [own], in_packs=False)
+    for name in ("first", "claims"):
+        far.add(name)
+    part = hash_part_of("claims")
+    narinfo, content = own.compressed()
+    far.narinfos[part] = replace(far.narinfos[part], file_hash=narinfo.file_hash, file_size=narinfo.file_size)
+    async with near(tmp_path, far) as client:
+        assert (await client.get("_refresh", "POST"))[0] == 200
+        urls = await client.look(["first", "claims"])
+        far.gate.clear()
+        first = asyncio.create_task(client.nar(urls["first"]))
+        await far.until(lambda: far.under_way == 2)
+        async with asyncio.timeout(60):
+            assert await client.nar(narinfo.url) == content
+        far.gate.set()
+        await first

@@ -117,10 +117,10 @@ async def test_a_get_fetches_ahead_and_a_head_does_not(bench: Bench) -> None:
     async with bench.connect() as client:
         await client.send(PLAIN.replace(b"GET", b"HEAD"))
         await client.expect(1)
-        assert counters.packs_fetched_ahead == 0
+        assert counters.ranges_fetched_ahead == 0
         await client.send(PLAIN)
         await client.expect(2)
-        assert counters.packs_fetched_ahead == 1
+        assert counters.ranges_fetched_ahead == 1
     assert counters.hits == 2
 
 

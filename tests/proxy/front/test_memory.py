@@ -94,7 +94,8 @@ def test_what_waits_for_a_client_holds_no_pack(
             await client.send(_requests(cache, 20))
             [connection] = bench.connections
             assert _holds(connection)[0] > 0
-            content = packs._memory.entries[cache.packs[0]].download.result()
+            [entry] = packs._memory.entries
+            content = entry.download.result()
             content.append(0)  # BufferError where anything looks into it
 
     with asyncio.Runner(loop_factory=new_loop) as runner:

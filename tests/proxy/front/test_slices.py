@@ -12,12 +12,11 @@ from hypothesis import strategies as st
 
 from nixcache_oci.cache.nar_url import MAX_PACK_BYTES, MAX_PACKED_NAR_BYTES
 from nixcache_oci.clients.layout import Layout
+from nixcache_oci.nix.store_path import HashPart
 from nixcache_oci.oci.digest import Digest
 from nixcache_oci.proxy.front.aiohttp_protocol import AiohttpProtocol
 from nixcache_oci.proxy.live_index import LiveIndex
-from nixcache_oci.proxy.packs import cache as pack_cache
 from nixcache_oci.proxy.packs import memory
-from nixcache_oci.proxy.packs.prefetch import Prefetch
 from tests.support.front import Bench, fetched, make_bench, read_index
 from tests.support.front_requests import FIELDS, Conversation, both_ways, conversations
 from tests.support.objects import hash_part_of, store_object
@@ -81,12 +80,21 @@ def _odd_targets(cache: PackedCache) -> list[str]:
     ]
 
 
+def _serve_narinfo(bench: Bench, target: str) -> None:
+    """Have the NAR of a narinfo fetched ahead."""
+    catalog = bench.cache.index.catalog
+    assert catalog is not None
+    found = catalog.find(HashPart(target[1:].removesuffix(".narinfo")))
+    assert found is not None
+    bench.cache.packs.prefetch_for(found)
+
+
 def _prepared(cache: PackedCache, states: Sequence[str]) -> Callable[[Bench], Awaitable[None]]:
     async def prepare(bench: Bench) -> None:
         packs = bench.cache.packs
-        for pack, state in zip(cache.packs, states, strict=False):
+        for pack, target, state in zip(cache.packs, cache.narinfos, states, strict=False):
             if state != "absent":
-                packs.prefetch(Prefetch(pack, is_pack=True))
+                _serve_narinfo(bench, target)
             if state == "read":
                 await packs.cut_out(pack, 0, 1)
             if state == "fetched ahead":
@@ -220,19 +228,18 @@ async def test_a_pack_in_quarantine_is_not_served_from_memory(
 async def test_the_first_slice_has_the_next_pack_fetched(
     cache: PackedCache, method: str, monkeypatch: pytest.MonkeyPatch, *, with_front: bool
 ) -> None:
-    """Four packs were wanted and one found room: reading that lets two more come, and only once."""
-    monkeypatch.setattr(memory, "_PREFETCH_SHARE", 16)
-    monkeypatch.setattr(pack_cache, "_LEAST_GUESS_BYTES", MAX_PACK_BYTES)
+    """Four NARs were wanted and one found room: reading that lets two more come, and only once."""
+    monkeypatch.setattr(memory, "_PREFETCH_SHARE", 2**28 // 4100)
     async with make_bench(cache.folder) as bench, bench.connect(with_front=with_front) as client:
         packs, counters = bench.cache.packs, bench.cache.counters
-        for pack in cache.packs[:4]:
-            packs.prefetch(Prefetch(pack, is_pack=True))
+        for target in cache.narinfos[:4]:
+            _serve_narinfo(bench, target)
         await fetched(packs)
-        assert counters.packs_fetched_ahead == 1
+        assert counters.ranges_fetched_ahead == 1
         for count in (1, 2):
             await client.send(f"{method} {cache.slices[0]} HTTP/1.1\r\nHost: localhost\r\n\r\n".encode())
             await client.expect(count)
             await fetched(packs)
-            assert counters.packs_fetched_ahead == counters.packs_fetched == 3
-        here = [packs.cached(pack, 0, 1) is not None for pack in cache.packs[:4]]
+            assert counters.ranges_fetched_ahead == 3
+        here = [bench.cache.nars.cached(nar) is not None for nar in cache.nars[:4]]
         assert here == [True, True, True, False]

@@ -15,7 +15,6 @@ async def bench(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Bench]:
     for module in (cache, memory):
         monkeypatch.setattr(module, "MAX_PACK_BYTES", PACK_BYTES)
     monkeypatch.setattr(memory, "_ENTRY_BYTES", 0)
-    monkeypatch.setattr(cache, "_LEAST_GUESS_BYTES", 10)
     monkeypatch.setattr(cache, "_SWEEP_SECONDS", 0.01)
     monkeypatch.setattr(memory, "_PREFETCH_SHARE", IN_FLIGHT // AHEAD)
     # One thread, so that whoever waits for a job of it has waited for all before.

@@ -2,6 +2,7 @@
 
 import asyncio
 
+from nixcache_oci.nix.hash import NixHash
 from nixcache_oci.oci.digest import Digest
 from nixcache_oci.proxy.counters import Counters
 from nixcache_oci.proxy.packs.cache import PackCache
@@ -37,8 +38,9 @@ class Bench:
         return self.repository.add(content_of(name))
 
     def prefetch(self, pack: Digest) -> None:
-        """Have a pack fetched ahead."""
-        self.cache.prefetch(Prefetch(pack, is_pack=True))
+        """Have a pack fetched ahead that is one NAR."""
+        size = len(self.repository.blobs.get(pack, bytes(PACK_BYTES)))
+        self.cache.prefetch(prefetch_of(pack, 0, size, NixHash(bytes.fromhex(pack.hex))))
 
     async def get(self, pack: Digest) -> bytes:
         """Ask for all of a pack."""
@@ -53,6 +55,11 @@ class Bench:
         self.now += 200
         swept = self.cache._sweeping
         await until(lambda: self.cache._sweeping is not swept)
+
+
+def prefetch_of(pack: Digest, start: int, end: int, file_hash: NixHash) -> Prefetch:
+    """Make what a narinfo of a part of a pack asks for."""
+    return Prefetch(pack, end - start, (start, end), str(file_hash).encode())
 
 
 def content_of(name: str) -> bytes:

@@ -5,9 +5,7 @@ import asyncio
 from nixcache_oci.oci.digest import Digest
 from tests.proxy.packs.pack_story import (
     AHEAD,
-    AT_ONCE,
     IN_FLIGHT,
-    PACK_BYTES,
     Bench,
     content_of,
     displaced,
@@ -23,7 +21,7 @@ async def test_fetched_ahead_is_there_when_asked_for(bench: Bench) -> None:
     await settle()
     assert bytes(await bench.get(pack)) == content_of("pack")
     assert bench.repository.opened == [pack]
-    assert bench.counters.packs_fetched_ahead == 1
+    assert bench.counters.ranges_fetched_ahead == 1
 
 
 async def test_a_crawl_does_not_download_the_cache(bench: Bench) -> None:
@@ -120,7 +118,7 @@ async def test_what_failed_is_fetched_ahead_later(bench: Bench) -> None:
     bench.prefetch(pack)
     await settle()
     assert bench.repository.opened == [pack, pack]
-    assert bench.counters.packs_fetched == 1
+    assert bench.cached(pack) == memoryview(content_of("late"))
 
 
 async def test_nothing_is_dropped_for_a_guess_that_does_not_fit_all_the_same(bench: Bench) -> None:
@@ -141,69 +139,6 @@ async def test_nothing_is_dropped_for_a_guess_that_does_not_fit_all_the_same(ben
     assert bench.repository.opened == [read, ahead, *wanted]
     bench.repository.gate.set()
     await asyncio.gather(*clients)
-
-
-async def test_small_packs_are_fetched_ahead_many_at_a_time(bench: Bench) -> None:
-    """What a pack counts for is known as soon as its download has begun, and not only when it is here."""
-    bench.repository.gate.clear()
-    packs = [bench.repository.add(f"pack {number}".encode()) for number in range(30)]
-    for pack in packs:
-        bench.prefetch(pack)
-    assert bench.cache.used_bytes == AHEAD * PACK_BYTES
-    await settle()
-    assert bench.repository.opened == packs
-    assert bench.cache.used_bytes == sum(len(f"pack {number}") for number in range(30))
-
-
-async def test_many_small_packs_begin_together(bench: Bench) -> None:
-    """One tells what the next ones may be like: 300 publishes of one path each take no 75 round trips."""
-    bench.cache._guess_bytes = 10
-    bench.repository.gate.clear()
-    packs = [bench.repository.add(f"pack {number}".encode()) for number in range(AT_ONCE + 1)]
-    for pack in packs:
-        bench.prefetch(pack)
-    assert bench.cache.used_bytes == AT_ONCE * 10
-    bench.repository.gate.set()
-    await settle()
-    assert bench.repository.opened == packs
-
-
-async def test_packs_that_are_larger_than_the_last_one_stay_within_the_bound(bench: Bench) -> None:
-    """None of a pack is read before there is room for all of it; what finds none has its turn later."""
-    bench.cache._guess_bytes = 10
-    bench.repository.gate.clear()
-    packs = [bench.add(f"pack {number}") for number in range(AHEAD + 2)]
-    for pack in packs:
-        bench.prefetch(pack)
-    await settle()
-    assert bench.repository.opened == packs
-    assert bench.repository.running == AHEAD
-    assert bench.cache.used_bytes == AHEAD * PACK_BYTES
-    bench.repository.gate.set()
-    await bench.get(packs[0])
-    await settle()
-    assert len(bench.repository.opened) == len(packs) + 2
-    assert all(bench.cached(pack) for pack in packs)
-    assert bench.cache.used_bytes == (AHEAD + 2) * PACK_BYTES
-
-
-async def test_who_waits_for_a_pack_that_is_larger_than_the_last_one(bench: Bench) -> None:
-    """It makes room, as for any other; and if there is none yet, the client waits for it."""
-    bench.repository.gate.clear()
-    full = [asyncio.create_task(bench.get(bench.add(f"full {number}"))) for number in range(IN_FLIGHT - 2)]
-    await settle()
-    bench.cache._guess_bytes = 10
-    larger = [bench.add(f"larger {number}") for number in range(2)]
-    for pack in larger:
-        bench.prefetch(pack)
-    clients = [asyncio.create_task(bench.get(pack)) for pack in larger]
-    more = asyncio.create_task(bench.get(bench.add("one more")))
-    await settle()
-    assert bench.cache.used_bytes <= IN_FLIGHT * PACK_BYTES
-    bench.repository.gate.set()
-    contents = await asyncio.wait_for(asyncio.gather(*full, *clients, more), 10)
-    assert bytes(contents[IN_FLIGHT - 2]) == content_of("larger 0")
-    assert bench.cache.used_bytes <= IN_FLIGHT * PACK_BYTES
 
 
 async def test_the_size_of_one_makes_room_for_who_waits(bench: Bench) -> None:

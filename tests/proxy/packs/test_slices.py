@@ -12,6 +12,7 @@ from nixcache_oci.cache.pack import Pack, PackBuilder
 from nixcache_oci.errors import DigestError, NotFoundError, RegistryError
 from nixcache_oci.nix.hash import NixHash
 from nixcache_oci.nix.narinfo import NarInfo
+from nixcache_oci.proxy.packs import prefetcher
 from tests.support.objects import store_object
 from tests.support.process import until
 from tests.support.slow_repository import NarBench
@@ -55,7 +56,8 @@ class Bench(NarBench):
 
 
 @pytest.fixture
-async def bench() -> AsyncIterator[Bench]:
+async def bench(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Bench]:
+    monkeypatch.setattr(prefetcher, "_MOST_RANGES_BEFORE_NARS", 0)  # so that all is one range
     bench = Bench()
     yield bench
     await bench.close()
