@@ -76,8 +76,10 @@ async def run_in_thread(job: Callable[P, T], *args: P.args, **kwargs: P.kwargs) 
         raise
 
 
-async def run_in_slices(job: Generator[None, None, T], pause_seconds: float) -> T:
-    """Run a job of short steps, half a millisecond at a time: in between, requests are answered.
+async def run_in_slices(
+    job: Generator[None, None, T], pause_seconds: float, slice_seconds: float = _SLICE_SECONDS
+) -> T:
+    """Run a job of short steps, some of them at a time: in between, requests are answered.
 
     A thread would hold them up for longer: Python lets it run for 5 ms whenever they wait for anything.
     """
@@ -88,7 +90,7 @@ async def run_in_slices(job: Generator[None, None, T], pause_seconds: float) -> 
         except StopIteration as end:
             result: T = end.value
             return result
-        if time.monotonic() - since >= _SLICE_SECONDS:
+        if time.monotonic() - since >= slice_seconds:
             await asyncio.sleep(pause_seconds)
             since = time.monotonic()
 

@@ -104,4 +104,4 @@ def test_a_search_goes_in_short_steps(make_table: MakeTable) -> None:
     """Narinfos are served between them."""
     table = make_table(*(named(f"x-{number:04}") for number in range(2000)))
     steps = sum(1 for _ in search(Catalog.of([table], ()), Query.parse("nothing"), 10))
-    assert steps == 4
+    assert steps == 10

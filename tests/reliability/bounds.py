@@ -47,6 +47,7 @@ from nixcache_oci.proxy.endpoints import uploads
 from nixcache_oci.proxy.front import connections
 from nixcache_oci.proxy.packs import prefetcher
 from nixcache_oci.proxy.packs import wanted as pack_wanted
+from nixcache_oci.proxy.page import jobs, path_facts, recorded
 from nixcache_oci.proxy.uploads import intake, journal, nar_files, receiver, sent_before, spool
 from nixcache_oci.proxy.writers import issuer_keys, oidc, sessions
 from nixcache_oci.queue import folder, pace, runner
@@ -103,6 +104,7 @@ _ANSWERS: Final = "tests/hostile/test_client_answers.py"
 _AHEAD: Final = "tests/proxy/ahead/test_nars.py"
 _NARINFOS_AHEAD: Final = "tests/proxy/ahead/test_narinfos.py"
 _ON_DEMAND: Final = "tests/proxy/test_on_demand.py"
+_PAGE: Final = "tests/proxy/page/test_bounds.py"
 _CROWDS: Final = "tests/hostile/test_bounds.py"
 _UPLOADS: Final = "tests/hostile/test_uploads.py"
 _SPOOL: Final = "tests/proxy/uploads/test_spool.py"
@@ -264,6 +266,21 @@ BOUNDS: Final[dict[str, tuple[Bound, ...]]] = {
               f"{nar_streams.MOST_STREAMS}; {nar_streams.MOST_WAITING:,} wait, "
               f"for {_seconds(nar_streams.WAIT_SECONDS)}",
               "404, upon which Nix goes elsewhere", f"{_CROWDS}::test_readers_of_nothing"),
+        Bound("pages that are searched for or written", f"one at a time, for {_seconds(jobs.JOB_SECONDS)}; "
+              f"{jobs.MOST_WAITING - 1} wait",
+              "503", f"{_PAGE}::test_pages_wait_for_their_turn_up_to_a_number"),
+        Bound("what a page lists",
+              f"{path_facts.MOST_SHOWN} store paths or keepers; five times as many roots",
+              "the rest is left out, which the page says",
+              "tests/proxy/page/test_page.py::test_long_lists_are_cut"),
+        Bound("paths of a closure that a page follows", f"{path_facts.MOST_FOLLOWED:,}",
+              "sizes are shown as at least that",
+              "tests/cache/test_closure.py::test_a_closure_is_followed_up_to_a_limit"),
+        Bound("records that a page reads of a cache",
+              f"{recorded.MOST_RECORDED:,} roots and failures, of {recorded.MOST_CACHES} caches at a time; "
+              "a pin counts as 20",
+              "the newest tables' are read, which the page says",
+              f"{_PAGE}::test_records_are_read_up_to_a_number"),
         Bound("answers that nobody reads", show_bytes(connections.MOST_UNREAD_BYTES),
               "who has read nothing for longest is cut", f"{_CROWDS}::test_small_nars_that_nobody_reads"),
         Bound("requests and bodies sent ahead",

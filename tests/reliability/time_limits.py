@@ -65,6 +65,8 @@ TIME_LIMITS: Final = (
               "as long as Nix itself waits"),
     TimeLimit("upload: keys of an issuer of tokens", "10", "proxy/writers/issuer_keys.py", "FETCH_SECONDS",
               "a login waits for it, at most once in 30 s"),
+    TimeLimit("page: a search, or what is known of a path", "10", "proxy/page/jobs.py", "JOB_SECONDS",
+              "a search in four million paths takes half of it"),
     TimeLimit("TLS handshake of a client", "10", "proxy/tls.py", "HANDSHAKE_SECONDS",
               "below a head's 30 s; it is not counted as a connection before"),
 )  # fmt: skip

@@ -54,7 +54,7 @@ def page_routes(start: str) -> list[web.RouteDef]:
         web.get(f"{start}/_roots", get_roots),
     ]
     if start:
-        return [*routes, web.route("*", start, add_slash)]
+        return [*routes, web.get(start, add_slash)]
     # Browsers ask for the second one where a page names none, as JSON does not.
     return [*routes, web.get("/_page/{name}", get_asset), web.get("/favicon.ico", get_asset)]
 
@@ -86,8 +86,7 @@ async def get_asset(request: web.Request) -> web.Response:
 async def add_slash(request: web.Request) -> web.Response:
     """Lead a browser from a substituter's address to its page."""
     _require_browser(request)
-    is_asking = request.method in {hdrs.METH_GET, hdrs.METH_HEAD}
-    if not is_asking or not request.app[CACHES].begin(request.match_info["prefix"]):
+    if not request.app[CACHES].begin(request.match_info["prefix"]):
         raise web.HTTPNotFound
     last = request.rel_url.raw_path.rpartition("/")[2]
     # With a dot first, for a part with a colon would be taken for a scheme.

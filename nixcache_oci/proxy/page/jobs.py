@@ -16,6 +16,9 @@ MOST_WAITING: Final = 32
 JOB_SECONDS: Final = 10.0
 """That one page may take in its turn; a search in four million paths takes half of it."""
 
+# Nix asks for narinfos at the same time, several of which are answered in this time.
+_SLICE_SECONDS: Final = 0.0002
+
 
 class PageJobs:
     """Runs what pages are made of, between the requests of Nix."""
@@ -31,7 +34,7 @@ class PageJobs:
         self._waiting += 1
         try:
             async with self._turn, asyncio.timeout(JOB_SECONDS):
-                return await run_in_slices(job, 0)
+                return await run_in_slices(job, 0, _SLICE_SECONDS)
         except TimeoutError:
             raise web.HTTPServiceUnavailable from None
         finally:

@@ -35,13 +35,13 @@ async def test_other_clients_than_browsers_get_what_they_got(site: Site, accept:
 
 
 async def test_methods_are_as_they_were(site: Site) -> None:
-    """HEAD works wherever GET does, and a path that is no page's is no page's for any method."""
+    """HEAD works wherever GET does, and another method is refused plainly."""
     async with site.session.head(f"{site.url}/", headers={"Accept": "text/html"}) as answer:
         assert (answer.status, answer.content_type) == (200, "text/html")
     for method, path, status in (
         ("POST", "/", 405),
-        ("PUT", "/log/x", 404),
-        ("POST", "/example/project", 404),
+        ("PUT", "/upstream/none/nar/x.nar", 405),
+        ("POST", "/example/project", 405),
     ):
         async with site.session.request(
             method, f"{site.url}{path}", headers={"Accept": "text/html"}
