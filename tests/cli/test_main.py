@@ -166,7 +166,8 @@ def test_proxy_help_tells_flags_variables_and_defaults() -> None:
         assert variable.name in done.stdout
         if variable.flag is not None:
             default = variable.default_note or variable.default or "none"
-            assert f"{variable.flag} {variable.metavar}" in done.stdout
+            written = variable.flag if variable.is_switch else f"{variable.flag} {variable.metavar}"
+            assert written in done.stdout
             assert f"[{variable.name}, default: {default}]" in done.stdout
 
 
