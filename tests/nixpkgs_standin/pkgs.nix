@@ -20,6 +20,7 @@ let
       "brotli"
       "cryptography"
       "hypothesis"
+      "jinja2"
       "oras"
       "platformdirs"
       "prometheus-client"

@@ -24,7 +24,7 @@ from nixcache_oci.nix.narinfo import NarInfo
 from nixcache_oci.nix.signature import PublicKey, judge_signatures
 from nixcache_oci.nix.store_path import HashPart
 
-MOST_FOLLOWED: Final = 10_000
+MOST_FOLLOWED: Final = 5_000
 """Paths of a closure that are counted, and paths between roots and a path that are followed."""
 
 MOST_SHOWN: Final = 100

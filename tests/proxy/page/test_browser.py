@@ -29,7 +29,7 @@ SCHEMES = ("light", "dark")
 # In the documentation.
 SHOWN = {
     "overview-1280-light.png",
-    "overview-360-dark.png",
+    "cache-360-dark.png",
     "path-1280-dark.png",
     "search-768-light.png",
 }

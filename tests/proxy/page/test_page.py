@@ -2,6 +2,7 @@
 
 import html
 import re
+from pathlib import Path
 from urllib.parse import quote
 
 import aiohttp
@@ -9,12 +10,16 @@ import pytest
 
 from nixcache_oci.cache.record import PublishRecord
 from nixcache_oci.clients.layout import Layout
+from nixcache_oci.clients.repository import Repository
+from nixcache_oci.oci.reference import RegistryReference
 from nixcache_oci.proxy.cache_set import ConfiguredCache
+from nixcache_oci.proxy.on_demand import OnDemandSettings
+from nixcache_oci.proxy.prefix import RepositoryPattern
 from nixcache_oci.proxy.server import serving
-from tests.proxy.page.conftest import OpenSite, Site
+from tests.proxy.page.conftest import NamedLayout, OpenSite, Site
 from tests.support.front import proxy_config
 from tests.support.publish import CREATED
-from tests.support.sample_cache import HOSTILE, KEY, SOURCE, hostile_records, sample_path
+from tests.support.sample_cache import HOSTILE, KEY, SOURCE, hostile_records, publish_sample, sample_path
 
 WEB = sample_path("web-server-0.9.1")
 HELLO = sample_path("hello-2.12.2")
@@ -201,6 +206,34 @@ async def test_a_prefix_that_nothing_may_open_is_404(site: Site) -> None:
         assert "No cache that everybody may read" in await site.get(path, status=404)
     for path in ("/other/project", "/log/x", "/nar/x"):
         assert await site.get(path, status=404) == "Not Found\n"
+
+
+async def test_a_cache_that_is_opened_on_demand_has_a_page(tmp_path: Path) -> None:
+    """The first look opens it; its key is what it says itself."""
+    repository = Layout(tmp_path / "cache")
+    await publish_sample(repository)
+    await repository.close()
+
+    def open_it(reference: RegistryReference, *, must_be_public: bool) -> Repository:
+        assert must_be_public is False
+        is_there = reference.repository == "example/project/nix-cache"
+        return NamedLayout(tmp_path / ("cache" if is_there else "none"), str(reference))
+
+    on_demand = OnDemandSettings((RepositoryPattern.parse("ghcr.io/*"),), open_it)
+    config = proxy_config(tmp_path)
+    none = ConfiguredCache(Layout(tmp_path / "own"))
+    async with (
+        serving(config, [none], on_demand=on_demand) as [url],
+        aiohttp.ClientSession() as session,
+    ):
+        site = Site(url, session)
+        page = html.unescape(await site.get("/Example/project/"))
+        assert "ghcr.io/example/project/nix-cache" in page
+        assert f"# extra-trusted-public-keys = {KEY.public_key}" in page
+        assert f"extra-substituters = {url}/example/project" in page
+        assert "hello-2.12.2" in await site.get("/example/project/?q=hello")
+        assert "No cache that everybody may read" in await site.get("/example/other/", status=404)
+    await none.repository.close()
 
 
 async def test_the_page_is_there_without_an_index(tmp_path_factory: pytest.TempPathFactory) -> None:
