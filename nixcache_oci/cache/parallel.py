@@ -77,12 +77,13 @@ async def run_in_thread(job: Callable[P, T], *args: P.args, **kwargs: P.kwargs) 
 
 
 async def run_in_slices(
-    job: Generator[None, None, T], pause_seconds: float, slice_seconds: float = _SLICE_SECONDS
+    job: Generator[None, None, T], pause_seconds: float, slice_seconds: float | None = None
 ) -> T:
-    """Run a job of short steps, some of them at a time: in between, requests are answered.
+    """Run a job of short steps, half a millisecond or so at a time: in between, requests are answered.
 
     A thread would hold them up for longer: Python lets it run for 5 ms whenever they wait for anything.
     """
+    most_seconds = _SLICE_SECONDS if slice_seconds is None else slice_seconds
     since = time.monotonic()
     while True:
         try:
@@ -90,7 +91,7 @@ async def run_in_slices(
         except StopIteration as end:
             result: T = end.value
             return result
-        if time.monotonic() - since >= slice_seconds:
+        if time.monotonic() - since >= most_seconds:
             await asyncio.sleep(pause_seconds)
             since = time.monotonic()
 

@@ -132,8 +132,8 @@ def test_every_key_is_told_and_printed(story: Story, nix: NixSandbox, tmp_path: 
     story.run("pin create", "release", one, "--stdin", input_text="./missing\n", status=1)
     story.run("push", other)
     story.run("pin create", "release", other)
-    story.run("pin list")
-    story.run("list --roots")
+    for verb in ("pin list", "list --roots", "queue status"):
+        story.run(verb)
     story.run("info", one, "--stdin", input_text="./missing\n", status=1)
     story.run("pin remove", "release")
     story.run("gc", "--dry-run")
