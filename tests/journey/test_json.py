@@ -124,9 +124,6 @@ def test_every_key_is_told_and_printed(story: Story, nix: NixSandbox, tmp_path: 
     ]
     story.run("publish", "--file", str(expression), "-A", "good", "--dry-run")
 
-    queue = {"NIXCACHE_QUEUE_DIR": str(tmp_path / "queue")}
-    story.machine.run("queue", "add", one, **queue).check()
-    assert story.run("queue status", settings=queue)["paths"] == 1
     found, listed = story.run("search", "large")["paths"], story.run("list")["paths"]
     assert found == [one for one in listed if one["path"] == large]
     story.run("pin create", "release", one, "--stdin", input_text="./missing\n", status=1)
