@@ -220,11 +220,12 @@ class Runner:
                 await self._forget()
 
     async def _forget(self) -> None:
-        """Remove the events of a batch that is done, and its links."""
+        """Remove the links of a batch that is done, and its events."""
         events, self._events = self._events, set()
         self._paths.clear()
-        await asyncio.to_thread(self._folder.spool.remove, events)
+        # Links first: who sees that nothing is queued may count on it that nothing is kept.
         await asyncio.to_thread(shutil.rmtree, self._folder.links, ignore_errors=True)
+        await asyncio.to_thread(self._folder.spool.remove, events)
 
     async def _save_state(self) -> None:
         try:
