@@ -140,13 +140,6 @@ def parse_index_ttl(text: str) -> float:
     return float(text)
 
 
-def parse_switch(text: str) -> bool:
-    """Read 1 for on, 0 for off."""
-    if text not in ("0", "1"):
-        raise FormatError("expected 1 for on, or 0 for off")
-    return text == "1"
-
-
 def parse_upload_quiet(text: str) -> float:
     """Read the seconds without an upload before a batch is published."""
     if not _SECONDS.fullmatch(text):

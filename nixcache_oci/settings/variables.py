@@ -248,7 +248,11 @@ LOG_LEVEL: Final = Variable(
 )
 
 UPLOADS: Final = Variable(
-    "NIXCACHE_UPLOADS", parsers.parse_switch, "0|1", "whether the proxy takes nix copy --to", default="0"
+    "NIXCACHE_UPLOADS",
+    parsers.parse_yes_or_no,
+    "yes|no",
+    "whether the proxy takes nix copy --to",
+    default="no",
 )
 UPLOAD_TOKENS_FILE: Final = Variable(
     "NIXCACHE_UPLOAD_TOKENS_FILE",
