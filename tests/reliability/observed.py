@@ -19,8 +19,8 @@ from tests.reliability.faults import FAULTS, OPERATIONS, REFUSED, Target
 from tests.support.ghcr import GhcrDouble
 
 # Shortened by the arguments that every client takes: the rules are the same as with half a minute.
-PATIENCE_SECONDS: Final = 3.0
-STALL_SECONDS: Final = 1.0
+PATIENCE_SECONDS: Final = 6.0
+STALL_SECONDS: Final = 2.0
 FIRST_BACKOFF_SECONDS: Final = 0.02
 _SMALL_AFTER: Final = 20  # bytes: inside the smallest table, manifest and token
 NAR_AFTER: Final = 10_000
