@@ -18,7 +18,7 @@ from nixcache_oci.nix.hash import NixHash
 from nixcache_oci.nix.narinfo import NarInfo
 from nixcache_oci.proxy.cache_set import ConfiguredCache
 from nixcache_oci.proxy.server import serving
-from tests.support.front import proxy_config
+from tests.support.front import let_run, proxy_config
 from tests.support.objects import hash_part_of, store_object
 from tests.support.upstream_server import serve
 
@@ -165,3 +165,10 @@ async def near(folder: Path, *caches: FarCache, **changes: Any) -> AsyncIterator
         aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0)) as session,
     ):
         yield Near(url, session)
+
+
+async def settle(near: Near) -> None:
+    """Let all begin that would."""
+    for _ in range(5):
+        await let_run()
+        await near.get("health")

@@ -1,6 +1,5 @@
 """Narinfos that are looked up before a client asks for them: where it walks a closure, and no further."""
 
-from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
@@ -12,23 +11,10 @@ from nixcache_oci.proxy.ahead import narinfos
 from nixcache_oci.proxy.ahead.narinfos import FIRST_UNREAD, MOST_AT_ONCE, MOST_REFERENCES, NarinfosAhead
 from nixcache_oci.proxy.counters import Counters
 from nixcache_oci.proxy.lookup import UpstreamFinder
-from tests.proxy.ahead.far_cache import FarCache, Near, base_name_of, far_cache, names, near
+from tests.proxy.ahead.far_cache import FarCache, base_name_of, names, near, settle
 from tests.support.front import let_run
 from tests.support.objects import hash_part_of, store_object
 from tests.support.publish import publish
-
-
-@pytest.fixture
-async def far() -> AsyncIterator[FarCache]:
-    async with far_cache() as cache:
-        yield cache
-
-
-async def settle(near: Near) -> None:
-    """Let all begin that would."""
-    for _ in range(5):
-        await let_run()
-        await near.get("health")
 
 
 def add_chain(far: FarCache, length: int) -> None:

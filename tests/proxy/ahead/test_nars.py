@@ -3,7 +3,6 @@
 import asyncio
 import hashlib
 import random
-from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
 from dataclasses import replace
 from pathlib import Path
@@ -17,25 +16,12 @@ from nixcache_oci.proxy.ahead import nars
 from nixcache_oci.proxy.ahead.nars import BESIDE_STREAMS, MOST_AT_ONCE
 from nixcache_oci.proxy.ahead.wanted import FIRST_UNREAD, MAX_NAR_BYTES
 from nixcache_oci.proxy.cache_set import ConfiguredCache
-from tests.proxy.ahead.far_cache import FarCache, Near, far_cache, names, near
-from tests.support.front import let_run, proxy_config
+from tests.proxy.ahead.far_cache import FarCache, Near, far_cache, names, near, settle
+from tests.support.front import proxy_config
 from tests.support.objects import hash_part_of, store_object
 from tests.support.publish import publish
 
 MIB = 1024 * 1024
-
-
-@pytest.fixture
-async def far() -> AsyncIterator[FarCache]:
-    async with far_cache() as cache:
-        yield cache
-
-
-async def settle(near: Near) -> None:
-    """Let all begin that would."""
-    for _ in range(5):
-        await let_run()
-        await near.get("health")
 
 
 async def test_who_only_looks_has_no_nar_fetched(tmp_path: Path, far: FarCache) -> None:
