@@ -13,7 +13,7 @@ from nixcache_oci.cache.timestamp import format_time
 from nixcache_oci.cli.compose import run_async, start_logging
 from nixcache_oci.cli.console import complain, say
 from nixcache_oci.cli.github_actions import GithubActions
-from nixcache_oci.cli.use import find_nix_conf
+from nixcache_oci.cli.nix_conf_file import find_nix_conf
 from nixcache_oci.cli.verb import DONE
 from nixcache_oci.clients.github.id_token import fetch_id_token
 from nixcache_oci.clients.http.url import basic_authorization, parse_url

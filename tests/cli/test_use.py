@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from nixcache_oci.cli.main import main
-from nixcache_oci.cli.use import find_nix_conf
+from nixcache_oci.cli.nix_conf_file import find_nix_conf
 from nixcache_oci.cli.verb import DONE, FAILED, WRONG_USAGE
 from nixcache_oci.errors import UsageError
 from nixcache_oci.nix.nix_conf import parse_conf
