@@ -14,7 +14,7 @@ from nixcache_oci.cli.verb import DONE
 from nixcache_oci.oci.reference import is_loopback
 from nixcache_oci.proxy.cache_set import ConfiguredCache
 from nixcache_oci.proxy.config import ProxyConfig
-from nixcache_oci.proxy.on_demand import OnDemandSettings
+from nixcache_oci.proxy.on_demand.settings import OnDemandSettings
 from nixcache_oci.proxy.server import run_proxy
 from nixcache_oci.proxy.systemd import Notifier, activated_sockets
 from nixcache_oci.proxy.uploads.interface import UploadSettings

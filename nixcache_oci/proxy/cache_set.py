@@ -12,7 +12,7 @@ from nixcache_oci.errors import FormatError
 from nixcache_oci.nix.signature import PublicKey
 from nixcache_oci.nix.store_path import HashPart
 from nixcache_oci.proxy.counters import Counters
-from nixcache_oci.proxy.on_demand import OnDemandCaches
+from nixcache_oci.proxy.on_demand.caches import OnDemandCaches
 from nixcache_oci.proxy.opened_cache import OpenedCache
 from nixcache_oci.proxy.packs.memory import PackBudget
 from nixcache_oci.proxy.prefix import parse_prefix, spellings

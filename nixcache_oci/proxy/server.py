@@ -32,7 +32,8 @@ from nixcache_oci.proxy.front.aiohttp_protocol import protocol_factory
 from nixcache_oci.proxy.front.connection import FrontServer
 from nixcache_oci.proxy.front.request_head import HeadReader
 from nixcache_oci.proxy.live_index import LiveIndex
-from nixcache_oci.proxy.on_demand import OnDemandCaches, OnDemandSettings
+from nixcache_oci.proxy.on_demand.caches import OnDemandCaches
+from nixcache_oci.proxy.on_demand.settings import OnDemandSettings
 from nixcache_oci.proxy.open_files import current_limits
 from nixcache_oci.proxy.opened_cache import OpenedCache
 from nixcache_oci.proxy.packs.memory import PackBudget

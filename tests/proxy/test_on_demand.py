@@ -20,10 +20,11 @@ from nixcache_oci.oci import media_type
 from nixcache_oci.oci.descriptor import EMPTY_CONFIG, EMPTY_CONFIG_CONTENT
 from nixcache_oci.oci.manifest import Manifest
 from nixcache_oci.oci.reference import RegistryReference
-from nixcache_oci.proxy import on_demand
 from nixcache_oci.proxy.cache_set import CacheSet, ConfiguredCache
 from nixcache_oci.proxy.live_index import LiveIndex
-from nixcache_oci.proxy.on_demand import OnDemandCaches, OnDemandSettings
+from nixcache_oci.proxy.on_demand import caches as on_demand
+from nixcache_oci.proxy.on_demand.caches import OnDemandCaches
+from nixcache_oci.proxy.on_demand.settings import OnDemandSettings
 from nixcache_oci.proxy.opened_cache import OpenedCache
 from nixcache_oci.proxy.packs.memory import PackBudget
 from nixcache_oci.proxy.prefix import RepositoryPattern
@@ -388,11 +389,7 @@ async def test_a_stranger_cannot_name_a_private_address(tmp_path: Path) -> None:
             await client.list_tags()
         await client.close()
         assert ghcr.requests == []
-    caches = OnDemandCaches(
-        OnDemandSettings((RepositoryPattern.parse("*/*"),), lambda *_, **__: Layout(tmp_path)),
-        proxy_config(tmp_path),
-        PackBudget(2**28, 32),
-    )
+    settings = OnDemandSettings((RepositoryPattern.parse("*/*"),), lambda *_, **__: Layout(tmp_path))
     for host in (
         "127.0.0.1:5000",
         "localhost",
@@ -402,8 +399,8 @@ async def test_a_stranger_cannot_name_a_private_address(tmp_path: Path) -> None:
         "2130706433.",
         "[::1]",
     ):
-        assert caches.allows(f"{host}/a/b") is None, host
-    assert caches.allows("registry.example/a/b") is not None
+        assert settings.allows(f"{host}/a/b") is None, host
+    assert settings.allows("registry.example/a/b") is not None
     assert CacheSet((), PackBudget(2**28, 1)).begin("o/a") is False
 
 

@@ -36,7 +36,6 @@ from nixcache_oci.proxy import (
     lookup,
     nar_source,
     nar_streams,
-    on_demand,
     open_files,
     refresh_coalescer,
     regression,
@@ -45,6 +44,7 @@ from nixcache_oci.proxy import (
 from nixcache_oci.proxy.ahead import narinfos, nars, wanted
 from nixcache_oci.proxy.endpoints import uploads
 from nixcache_oci.proxy.front import connections
+from nixcache_oci.proxy.on_demand import caches as on_demand
 from nixcache_oci.proxy.packs import prefetcher
 from nixcache_oci.proxy.packs import wanted as pack_wanted
 from nixcache_oci.proxy.page import jobs, path_facts, recorded

@@ -11,7 +11,7 @@ from aiohttp import web
 from nixcache_oci.cache.timestamp import format_time
 from nixcache_oci.proxy.app_keys import CACHES, CONFIG, STARTED, UPSTREAMS, caches_of
 from nixcache_oci.proxy.counters import CACHE_COUNTERS
-from nixcache_oci.proxy.on_demand import OnDemandCaches
+from nixcache_oci.proxy.on_demand.caches import OnDemandCaches
 from nixcache_oci.proxy.opened_cache import OpenedCache
 from nixcache_oci.proxy.regression import Seen
 

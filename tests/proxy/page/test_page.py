@@ -13,7 +13,7 @@ from nixcache_oci.clients.layout import Layout
 from nixcache_oci.clients.repository import Repository
 from nixcache_oci.oci.reference import RegistryReference
 from nixcache_oci.proxy.cache_set import ConfiguredCache
-from nixcache_oci.proxy.on_demand import OnDemandSettings
+from nixcache_oci.proxy.on_demand.settings import OnDemandSettings
 from nixcache_oci.proxy.prefix import RepositoryPattern
 from nixcache_oci.proxy.server import serving
 from tests.proxy.page.conftest import NamedLayout, OpenSite, Site

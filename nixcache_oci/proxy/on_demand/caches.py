@@ -7,28 +7,23 @@ So each is small, few are open, and what is remembered of the others is bounded,
 import asyncio
 import logging
 import time
-from collections.abc import AsyncIterator, Callable, Coroutine
+from collections.abc import AsyncIterator, Coroutine
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
-from typing import Final, Protocol
-
-from yarl import URL
+from typing import Final
 
 from nixcache_oci.cache.parallel import cancel_all, retrieve
 from nixcache_oci.cache.table_budget import TableBudget
 from nixcache_oci.clients.bounded_cache import BoundedCache
-from nixcache_oci.clients.http.public_address import is_public, spells_private
-from nixcache_oci.clients.repository import Repository
-from nixcache_oci.errors import FormatError
 from nixcache_oci.oci.reference import RegistryReference
 from nixcache_oci.proxy.config import ProxyConfig
 from nixcache_oci.proxy.counters import Counters
 from nixcache_oci.proxy.live_index import LiveIndex, ReadingLimits
-from nixcache_oci.proxy.on_demand_disk import OnDemandDisk
-from nixcache_oci.proxy.on_demand_entry import Entry
+from nixcache_oci.proxy.on_demand.disk import OnDemandDisk, Turns
+from nixcache_oci.proxy.on_demand.entry import Entry
+from nixcache_oci.proxy.on_demand.settings import OnDemandSettings
 from nixcache_oci.proxy.opened_cache import OpenedCache
 from nixcache_oci.proxy.packs.memory import PackBudget
-from nixcache_oci.proxy.prefix import RepositoryPattern, parse_prefix, prefix_of, spellings
+from nixcache_oci.proxy.prefix import prefix_of, spellings
 
 _log = logging.getLogger(__name__)
 
@@ -66,21 +61,6 @@ _SWEEP_SECONDS: Final = 10.0
 _KEPT_BYTES: Final = MOST_DISK_BYTES - MOST_READ_AT_ONCE * MOST_TABLE_BYTES
 
 
-class OpenAnonymously(Protocol):
-    """Opens a repository without credentials."""
-
-    def __call__(self, reference: RegistryReference, *, must_be_public: bool) -> Repository:
-        """Open it, maybe only at a public address."""
-
-
-@dataclass(frozen=True, slots=True)
-class OnDemandSettings:
-    """What may be opened on demand, and how."""
-
-    patterns: tuple[RepositoryPattern, ...]
-    open_anonymously: OpenAnonymously
-
-
 class OnDemandCaches:
     """Opens caches, and closes them.
 
@@ -97,7 +77,9 @@ class OnDemandCaches:
         self._budget = budget
         self._disk = OnDemandDisk(config.index_dir / _FOLDER)
         self._limits = ReadingLimits(
-            lambda: TableBudget(MOST_TABLE_BYTES, MOST_ENTRIES), _Turns(self._make_space), READ_SECONDS
+            lambda: TableBudget(MOST_TABLE_BYTES, MOST_ENTRIES),
+            Turns(MOST_READ_AT_ONCE, self._make_space),
+            READ_SECONDS,
         )
         self._entries: dict[str, Entry] = {}
         self._detached: set[Entry] = set()
@@ -123,21 +105,10 @@ class OnDemandCaches:
         """Return an open cache that is being refreshed, by a prefix in lower case."""
         return self._at.get(spelling)
 
-    def allows(self, prefix: str) -> RegistryReference | None:
-        """Return the repository that a prefix names, if it may be opened."""
-        try:
-            reference = parse_prefix(prefix)
-        except FormatError:
-            return None
-        if not any(pattern.allows(reference) for pattern in self._settings.patterns):
-            return None
-        is_refused = self._must_be_public(reference) and spells_private(URL(reference.base_url), is_public)
-        return None if is_refused else reference
-
     @asynccontextmanager
     async def using(self, prefix: str) -> AsyncIterator[OpenedCache | None]:
         """Open the cache with a prefix, and keep it open while the block runs; None if there is none."""
-        reference = self.allows(prefix)
+        reference = self._settings.allows(prefix)
         entry = await self._find(reference) if reference is not None else None
         if entry is None:
             yield None
@@ -147,7 +118,7 @@ class OnDemandCaches:
 
     def begin(self, prefix: str) -> bool:
         """Start to open the cache with a prefix, and tell whether it may be opened."""
-        reference = self.allows(prefix)
+        reference = self._settings.allows(prefix)
         if reference is not None and str(reference) not in self._entries:
             self._begin(reference)
         return reference is not None
@@ -229,7 +200,7 @@ class OnDemandCaches:
         folder = await asyncio.to_thread(self._disk.open, name)
         config = self._config
         repository = self._settings.open_anonymously(
-            reference, must_be_public=self._must_be_public(reference)
+            reference, must_be_public=self._settings.must_be_public(reference)
         )
         index = LiveIndex(
             repository,
@@ -310,34 +281,8 @@ class OnDemandCaches:
     def _unlist(self, entry: Entry) -> None:
         self._at = {way: cache for way, cache in self._at.items() if cache is not entry.cache}
 
-    def _must_be_public(self, reference: RegistryReference) -> bool:
-        """Tell whether no pattern that allows a repository names its host."""
-        return not any(
-            pattern.names_host and pattern.allows(reference) for pattern in self._settings.patterns
-        )
-
     def _run(self, job: Coroutine[object, object, None]) -> None:
         task = asyncio.create_task(job)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
         task.add_done_callback(retrieve)
-
-
-class _Turns:
-    """Lets few caches read tables at a time, and makes space for each first."""
-
-    def __init__(self, make_space: Callable[[], Coroutine[object, object, None]]) -> None:
-        self._make_space = make_space
-        self._turns = asyncio.Semaphore(MOST_READ_AT_ONCE)
-
-    async def __aenter__(self) -> None:
-        await self._turns.acquire()
-        try:
-            # In a task of its own: it may close the very cache that waits for it.
-            await asyncio.shield(asyncio.create_task(self._make_space()))
-        except BaseException:
-            self._turns.release()
-            raise
-
-    async def __aexit__(self, *_: object) -> None:
-        self._turns.release()

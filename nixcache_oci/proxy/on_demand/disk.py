@@ -1,9 +1,10 @@
 """The indexes of caches opened on demand, on disk: few, small in total, and the oldest go first."""
 
+import asyncio
 import logging
 import os
 import shutil
-from collections.abc import Collection
+from collections.abc import Callable, Collection, Coroutine
 from contextlib import suppress
 from pathlib import Path
 
@@ -49,6 +50,26 @@ class OnDemandDisk:
         except OSError as error:
             fields = {"path": str(self._root / name), "error": error.strerror}
             _log.warning("an index is not removed", extra={"fields": fields})
+
+
+class Turns:
+    """Lets few caches read tables at a time, and makes space for each first."""
+
+    def __init__(self, most: int, make_space: Callable[[], Coroutine[object, object, None]]) -> None:
+        self._make_space = make_space
+        self._turns = asyncio.Semaphore(most)
+
+    async def __aenter__(self) -> None:
+        await self._turns.acquire()
+        try:
+            # In a task of its own: it may close the very cache that waits for it.
+            await asyncio.shield(asyncio.create_task(self._make_space()))
+        except BaseException:
+            self._turns.release()
+            raise
+
+    async def __aexit__(self, *_: object) -> None:
+        self._turns.release()
 
 
 def _measure(folder: Path) -> tuple[int, float]:
