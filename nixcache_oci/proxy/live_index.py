@@ -46,7 +46,7 @@ class IndexState:
         loaded_from_disk: whether the index of an earlier run was loaded.
         changed_at: when the catalog was last swapped, or None.
         checked_at: when the repository last confirmed it, or None.
-        error: one line: why the last refresh failed; None if it succeeded.
+        failure: why the last refresh failed; None if it succeeded.
         damaged: why tables are unreadable, by the tag of their segment.
         left_out: one line: what is over a limit and not read; None if nothing.
         public_key: the first recorded key that was seen.
@@ -56,11 +56,17 @@ class IndexState:
     loaded_from_disk: bool = False
     changed_at: float | None = None
     checked_at: float | None = None
-    error: str | None = None
+    failure: Exception | None = None
     damaged: dict[str, str] = field(default_factory=dict)
     left_out: str | None = None
     public_key: str | None = None
     other_keys: tuple[str, ...] = ()
+
+    @property
+    def error(self) -> str | None:
+        """One line: why the last refresh failed; None if it succeeded."""
+        failure = self.failure
+        return None if failure is None else str(failure) or type(failure).__name__
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,7 +92,6 @@ class LiveIndex:
 
     Attributes:
         catalog: None while there is no index.
-        failure: why the last refresh failed; None if it did not.
         state: for ``/_status``.
         watch: detects a registry that shows an older state than before.
     """
@@ -105,7 +110,6 @@ class LiveIndex:
         asks_first: bool = False,
     ) -> None:
         self.catalog: Catalog | None = None
-        self.failure: Exception | None = None
         self.state = IndexState()
         self.watch = RegressionWatch(folder.rooted, counters)
         self._repository = repository
@@ -207,13 +211,12 @@ class LiveIndex:
                 await self._refresh(thoroughly=thoroughly)
             except Exception as error:
                 self._counters.refresh_failures += 1
-                self.failure = error
-                self.state.error = str(error) or type(error).__name__
+                self.state.failure = error
                 if self.catalog is None and self._set.tables:
                     await self._swap(self._set)
                 raise
             else:
-                self.failure = self.state.error = None
+                self.state.failure = None
                 self.state.checked_at = time.time()
             finally:
                 self._attempted.set()

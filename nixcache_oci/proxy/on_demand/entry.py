@@ -36,7 +36,7 @@ class Entry:
     def is_denied(self) -> bool:
         """Whether the repository says that it is no cache, or not for everybody."""
         index = self.cache.index
-        failure = index.failure
+        failure = index.state.failure
         return index.is_absent or (isinstance(failure, RegistryError) and failure.status in _DENIED)
 
     async def close(self) -> None:
