@@ -21,6 +21,7 @@ let
     # As %d below, which no file may have.
     tokenPath = name: _: "/run/credentials/nixcache-proxy.service/token-${name}";
   };
+  hardening = import ./nix/hardening.nix;
   systemd = import ./nix/systemd.nix {
     inherit (proxy) command keepsPort;
     inherit (cfg) packMemory uploads;
@@ -96,7 +97,7 @@ in
         builtins.mapAttrs (_: proxy.escapeSpecifiers) (config.networking.proxy.envVars // proxy.environment)
         // builtins.mapAttrs (variable: _: "%d/${credentials.${variable}}") proxy.fileSettings;
       inherit (systemd) unitConfig;
-      serviceConfig = systemd.serviceConfig // {
+      serviceConfig = systemd.serviceConfig // hardening.withPrivileges // {
         # The manager reads them as root; no other service of the same user could.
         LoadCredential =
           lib.mapAttrsToList (
@@ -104,37 +105,13 @@ in
           ) proxy.fileSettings
           ++ lib.mapAttrsToList (name: file: "token-${name}:${proxy.escapeSpecifiers file}") proxy.cacheTokens;
 
-        # A user of its own that exists while the service runs, and owns nothing but its own folders.
-        DynamicUser = true;
-        # Nothing needs a capability: the manager opens the port, also a low one.
-        CapabilityBoundingSet = "";
-        AmbientCapabilities = "";
         # Users are seen as nobody, root among them: not even their names are needed.
         PrivateUsers = true;
-        # It writes to its own folders only.
-        ProtectSystem = "strict";
         # An OCI layout may lie in a home, and is read only; else homes hold nothing for it.
         ProtectHome = if proxy.readsLayouts then "read-only" else true;
-        # It leaves no files in /tmp, and trusts none there.
-        PrivateTmp = true;
-        # Mounts made here are seen nowhere else.
-        PrivateMounts = true;
-        # It reads and writes sockets and files, never hardware.
-        PrivateDevices = true;
-        DevicePolicy = "closed";
         # It sees itself among the processes, and nothing of the kernel's other files.
         ProtectProc = "invisible";
         ProcSubset = "pid";
-        # It changes no kernel settings, loads no modules, reads no kernel log, sets no clock, name or control group.
-        ProtectKernelTunables = true;
-        ProtectKernelModules = true;
-        ProtectKernelLogs = true;
-        ProtectClock = true;
-        ProtectHostname = true;
-        ProtectControlGroups = true;
-        # Shared memory and keys of the kernel end with the service, and are no one else's.
-        RemoveIPC = true;
-        KeyringMode = "private";
       };
     };
   };

@@ -15,6 +15,7 @@
 let
   cfg = config.services.nixcache-queue;
   folder = "/var/lib/nixcache-queue";
+  hardening = import ./hardening.nix;
   queue = import ./queue.nix {
     inherit lib cfg pkgs folder;
     hookIs = if cfg.hook then config.nix.settings.post-build-hook or null else null;
@@ -55,7 +56,7 @@ in
         // lib.optionalAttrs (cfg.tokenFile != null) { NIXCACHE_TOKEN_FILE = "%d/token"; }
         // lib.optionalAttrs (cfg.signingKeyFile != null) { NIXCACHE_SIGNING_KEY_FILE = "%d/key"; };
       unitConfig = { StartLimitIntervalSec = 0; };
-      serviceConfig = {
+      serviceConfig = hardening.withoutPrivileges // hardening.withPrivileges // {
         ExecStart = builtins.concatStringsSep " " (map word queue.arguments);
         Restart = "always";
         RestartSec = "10s";
@@ -72,35 +73,11 @@ in
         # Below other services: builds and whoever waits for them matter more.
         Nice = 10;
 
-        # As in nixos-module.nix, less what Nix's own programs need.
-        DynamicUser = true;
-        CapabilityBoundingSet = "";
-        AmbientCapabilities = "";
-        ProtectSystem = "strict";
         ProtectHome = true;
-        PrivateTmp = true;
-        PrivateMounts = true;
-        PrivateDevices = true;
-        DevicePolicy = "closed";
-        ProtectKernelTunables = true;
-        ProtectKernelModules = true;
-        ProtectKernelLogs = true;
-        ProtectClock = true;
-        ProtectHostname = true;
-        ProtectControlGroups = true;
-        RemoveIPC = true;
-        KeyringMode = "private";
-        NoNewPrivileges = true;
         # `queue status` of any user may count what is queued.
         UMask = "0022";
-        RestrictAddressFamilies = [ "AF_INET" "AF_INET6" "AF_UNIX" ];
-        RestrictNamespaces = true;
-        LockPersonality = true;
-        SystemCallArchitectures = "native";
-        RestrictRealtime = true;
-        RestrictSUIDSGID = true;
+        # Nix's own programs claim resources.
         SystemCallFilter = [ "@system-service" "~@privileged" ];
-        SystemCallErrorNumber = "EPERM";
       }
       // lib.optionalAttrs (lib.hasPrefix "oci:" cfg.registry) {
         ReadWritePaths = [ (escapeSpecifiers (builtins.substring 4 (-1) cfg.registry)) ];

@@ -10,6 +10,9 @@
   uploads,
   keepsPort,
 }:
+let
+  hardening = import ./hardening.nix;
+in
 {
   # What cannot start is given up soon, and its socket with it: Nix forgives a refusal that it can fall back from, but
   # would wait for minutes on a socket that nobody answers. Any user may listen on the port then; where Nix checks
@@ -51,25 +54,14 @@
     # Two for each client. The program raises the usual 1024 to this; a bound for it as well.
     LimitNOFILE = 65536;
 
-    # No program it might be tricked to start gains what it has not.
-    NoNewPrivileges = true;
     # Nobody else reads what it writes.
     UMask = "0077";
-    # HTTP to clients, registry and upstreams; the manager is told over a local socket. No raw packets.
-    RestrictAddressFamilies = [ "AF_INET" "AF_INET6" "AF_UNIX" ];
-    # It makes no containers, and no code on the fly: Python compiles to bytecode, not to machine code.
-    RestrictNamespaces = true;
+    # No code on the fly: Python compiles to bytecode, not to machine code.
     MemoryDenyWriteExecute = true;
-    # No other instruction set's system calls, of which filters know less.
-    LockPersonality = true;
-    SystemCallArchitectures = "native";
-    # No real-time priority, by which it could starve the machine; no files that run as somebody else.
-    RestrictRealtime = true;
-    RestrictSUIDSGID = true;
-    # What services do, less what needs privileges or claims resources; a refused call is an error, not a death.
+    # What services do, less what needs privileges or claims resources.
     SystemCallFilter = [ "@system-service" "~@privileged @resources" ];
-    SystemCallErrorNumber = "EPERM";
   }
+  // hardening.withoutPrivileges
   // (
     # Uploads that are not published yet: no cache, which others may empty.
     if uploads then

@@ -2,8 +2,7 @@
 
 Nix fails a build whose hook fails, and never runs the hook for it again; while the hook runs, Nix waits. So
 the script, post-build-hook.sh, needs nothing but a shell and mv, and ends with 0 whatever happens. The
-NixOS module makes it of the same file. Source: Nix manual,
-"Using the post-build-hook".
+NixOS module makes it of the same file. Source: Nix manual, "Using the post-build-hook".
 """
 
 import shlex
