@@ -1,6 +1,6 @@
 """Store objects, as narinfos and stores describe them, and the orders of a closure: references first."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from heapq import heapify, heappop, heappush
 from typing import TYPE_CHECKING, Protocol, TypeVar
 
@@ -64,6 +64,12 @@ def order_by_references(objects: Iterable[T], roots: Iterable[StorePath] = ()) -
                 references = sorted(unordered[name].references, key=by_name, reverse=True)
                 open_names += [(reference, False) for reference in references]
     return ordered
+
+
+def find_tops(objects: Collection[T]) -> list[T]:
+    """Return the objects that no other of these refers to, in the given order."""
+    referred = {name for one in objects for name in one.references if name != one.store_path.base_name}
+    return [one for one in objects if one.store_path.base_name not in referred]
 
 
 def order_as_unpacked(references: Mapping[str, Iterable[str]]) -> list[str]:

@@ -15,7 +15,7 @@ from nixcache_oci.clients.binary_cache.source import BinaryCache
 from nixcache_oci.clients.local_store.path_info import PathInfo
 from nixcache_oci.clients.repository import Repository
 from nixcache_oci.clients.upstream.client import Upstreams
-from nixcache_oci.nix.closure import order_by_references
+from nixcache_oci.nix.closure import find_tops, order_by_references
 from nixcache_oci.nix.nar_check import can_unpack
 from nixcache_oci.nix.narinfo import NarInfo
 from nixcache_oci.nix.signature import PublicKey, fingerprint
@@ -94,11 +94,8 @@ class Importer:
 
         def with_roots(failed: AbstractSet[str]) -> list[PublishRecord]:
             taken = [info for info in listed if info.store_path.base_name not in failed]
-            referred = {
-                name for info in taken for name in info.references if name != info.store_path.base_name
-            }
-            paths = {info.store_path.base_name: info.store_path for info in taken}
-            roots = tuple((name_root(path), path) for name, path in paths.items() if name not in referred)
+            tops = [info.store_path for info in find_tops(taken)]
+            roots = tuple((name_root(path), path) for path in tops)
             # If something failed, the records of earlier imports stay valid.
             return [replace(record, roots=roots, is_partial=record.is_partial or bool(failed))]
 

@@ -5,6 +5,7 @@ from datetime import datetime
 
 from nixcache_oci.cache.record import PublishRecord
 from nixcache_oci.clients.local_store.path_info import PathInfo
+from nixcache_oci.nix.closure import find_tops
 from nixcache_oci.nix.package_name import package_name
 
 
@@ -17,13 +18,7 @@ def make_batch_record(
     supersedes the last; the record is partial, so that it supersedes nothing else. FormatError for a scope or
     run that no record can hold.
     """
-    referred = {
-        reference
-        for info in listed
-        for reference in info.references
-        if reference != info.store_path.base_name
-    }
-    tops = [info.store_path for info in listed if info.store_path.base_name not in referred]
+    tops = [info.store_path for info in find_tops(listed)]
     if not tops:
         return None
     roots = tuple((package_name(path.name), path) for path in tops)

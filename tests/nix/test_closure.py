@@ -5,7 +5,7 @@ from dataclasses import replace
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nixcache_oci.nix.closure import order_as_unpacked, order_by_references
+from nixcache_oci.nix.closure import find_tops, order_as_unpacked, order_by_references
 from nixcache_oci.nix.narinfo import NarInfo
 from tests.support.objects import store_object
 
@@ -98,3 +98,10 @@ def test_what_is_ready_is_unpacked_by_name() -> None:
     """As Nix does, whatever was handed out first."""
     references = {"1-z": [], "2-b": ["1-z"], "3-a": ["2-b"], "4-m": [], "0-c": ["1-z"]}
     assert order_as_unpacked(references) == ["4-m", "1-z", "2-b", "3-a", "0-c"]
+
+
+def test_tops_are_what_no_other_refers_to() -> None:
+    """A reference to itself makes none less, and whoever refers to each other has none."""
+    lib, tool, alone = narinfo("lib"), narinfo("tool", "lib", "tool"), narinfo("alone", "gone")
+    assert find_tops([lib, tool, alone]) == [tool, alone]
+    assert find_tops([narinfo("a", "b"), narinfo("b", "a")]) == []
