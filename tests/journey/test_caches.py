@@ -1,6 +1,5 @@
 """One proxy for several caches: configured ones, merged, and others on demand."""
 
-import json
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -96,17 +95,17 @@ def wait_for_all(proxy: ProxyProcess) -> None:
     proxy.wait_until(lambda status: all(cache["index"]["ready"] for cache in status["caches"]))
 
 
-def test_the_root_serves_three_caches_to_nix(caches: Caches, tmp_path: Path) -> None:
+def test_the_root_serves_three_caches_to_nix(caches: Caches, client: NixSandbox, tmp_path: Path) -> None:
     """Every path comes out of the cache that has it, with signatures required, and each token goes home."""
     repos = (DOCKER, PUBLIC, PRIVATE)
     with ProxyProcess(tmp_path / "proxy", **caches.settings(*repos)) as proxy:
         wait_for_all(proxy)
         paths = [path for repo in repos for path in caches.paths[repo]]
-        run = caches.nix.realise(
+        run = client.realise(
             paths, substituters=[proxy.url], trusted_keys=[caches.public_key(repo) for repo in repos]
         ).check()
         for path in paths:
-            assert caches.nix.dump(path, run.store) == caches.nix.dump(path)
+            assert client.dump(path, run.store) == caches.nix.dump(path)
         for repo in repos:
             assert caches.narinfo(proxy, repo).url.startswith(f"_/{caches.prefix(repo)}/nar/")
             assert caches.narinfo(proxy, repo, f"/{caches.prefix(repo)}").url.startswith("nar/")
@@ -117,17 +116,17 @@ def test_the_root_serves_three_caches_to_nix(caches: Caches, tmp_path: Path) -> 
     assert len([text for text in caches.docker.server.tokens.authorizations if text]) == 1
 
 
-def test_a_prefix_serves_its_cache_alone(caches: Caches, tmp_path: Path) -> None:
+def test_a_prefix_serves_its_cache_alone(caches: Caches, client: NixSandbox, tmp_path: Path) -> None:
     """Nix takes it for a cache of its own; what the others have is not there."""
     with ProxyProcess(tmp_path / "proxy", **caches.settings(DOCKER, PRIVATE)) as proxy:
         wait_for_all(proxy)
-        run = caches.nix.realise(
+        run = client.realise(
             caches.paths[PRIVATE],
             substituters=[f"{proxy.url}/{caches.prefix(PRIVATE)}"],
             trusted_keys=[caches.public_key(PRIVATE)],
         ).check()
         for path in caches.paths[PRIVATE]:
-            assert caches.nix.dump(path, run.store) == caches.nix.dump(path)
+            assert client.dump(path, run.store) == caches.nix.dump(path)
         part = HashPart.of(Path(caches.paths[DOCKER][0]).name)
         assert proxy.ask(f"/{caches.prefix(PRIVATE)}/{part}.narinfo").status == 404
         status = proxy.status()
@@ -173,7 +172,7 @@ def test_what_nix_remembers_works_after_the_caches_changed(caches: Caches, tmp_p
     assert asked(merged, DOCKER) == 404
 
 
-def test_nix_uses_a_cache_that_nobody_configured(caches: Caches, tmp_path: Path) -> None:
+def test_nix_uses_a_cache_that_nobody_configured(caches: Caches, client: NixSandbox, tmp_path: Path) -> None:
     """Anonymously: what needs a token is not there, and no token is sent for what does not."""
     settings = caches.settings(DOCKER, on_demand=True)
     token = write_token(tmp_path / "other", caches.ghcr)
@@ -181,13 +180,13 @@ def test_nix_uses_a_cache_that_nobody_configured(caches: Caches, tmp_path: Path)
     with ProxyProcess(
         tmp_path / "proxy", **settings, NIXCACHE_TOKEN_FILE=str(token), GITHUB_TOKEN=caches.ghcr.password
     ) as proxy:
-        run = caches.nix.realise(
+        run = client.realise(
             caches.paths[PUBLIC],
             substituters=[f"{proxy.url}/{caches.prefix(PUBLIC)}"],
             trusted_keys=[caches.public_key(PUBLIC)],
         ).check()
         for path in caches.paths[PUBLIC]:
-            assert caches.nix.dump(path, run.store) == caches.nix.dump(path)
+            assert client.dump(path, run.store) == caches.nix.dump(path)
         part = HashPart.of(Path(caches.paths[PRIVATE][0]).name)
         assert proxy.ask(f"/{caches.prefix(PRIVATE)}/{part}.narinfo").status == 404
         [blob, *_] = caches.ghcr.server.blobs(f"{PRIVATE}/nix-cache")
@@ -215,24 +214,25 @@ FLAKE = """
 """
 
 
-def test_a_flake_names_its_cache(ghcr: Ghcr, nix: NixSandbox, key: SecretKey, tmp_path: Path) -> None:
+def test_a_flake_names_its_cache(
+    ghcr: Ghcr, nix: NixSandbox, client: NixSandbox, key: SecretKey, tmp_path: Path
+) -> None:
     """Whoever runs the proxy gets what that has, with signatures required and nothing configured."""
     flake = tmp_path / "flake"
     flake.mkdir()
 
-    def build(*options: str, store: Path | None = None, **settings: str) -> str:
-        (flake / "flake.nix").write_text(FLAKE.format(**{"url": "", "key": key.public_key, **settings}))
-        arguments = ("--no-link", "--json", "--no-write-lock-file", *options)
-        run = nix.run("nix", "build", f"path:{flake}#packages.x86_64-linux.default", *arguments, store=store)
-        return str(json.loads(run.check().stdout)[0]["outputs"]["out"])
+    def write(url: str) -> None:
+        (flake / "flake.nix").write_text(FLAKE.format(url=url, key=key.public_key))
 
-    path = build()
+    write("")
+    built = nix.build_expression(f"((import {flake}/flake.nix).outputs null).packages.x86_64-linux.default")
+    path = built.check().stdout.strip()
     put_into(ghcr, PUBLIC, read_objects(nix, [path]), [key])
     with ProxyProcess(tmp_path / "proxy", NIXCACHE_ON_DEMAND=f"{ghcr.server.host}/*") as proxy:
-        url = f"{proxy.url}/{ghcr.server.host}/{PUBLIC}/nix-cache"
-        store = nix.new_store()
-        assert build("--accept-flake-config", "--max-jobs", "0", store=store, url=url) == path
-        assert nix.dump(path, store) == nix.dump(path)
+        write(f"{proxy.url}/{ghcr.server.host}/{PUBLIC}/nix-cache")
+        arguments = ("--accept-flake-config", "--no-write-lock-file", "--no-link", "--max-jobs", "0")
+        run = client.run("nix", "build", f"path:{flake}", *arguments, store=client.new_store()).check()
+        assert client.dump(path, run.store) == nix.dump(path)
         assert [cache["entries"] for cache in proxy.status()["caches"]] == [0, 1]
 
 

@@ -325,6 +325,10 @@ HOSTILE = [
     "/o/%2e%2e/nix-cache-info",
     "/%2e%2e/o/nix-cache-info",
     "/o/a%00b/nix-cache-info",
+    "/%00o/a/nix-cache-info",
+    "/o/a%00/nix-cache-info",
+    "/o/a/%00/nix-cache-info",
+    "/registry.example/a%00b/nix-cache-info",
     "/o/a%2fb/nix-cache-info",
     "/o/" + "n" * 300 + "/nix-cache-info",
     "/o/a/b/nix-cache-info",
@@ -349,6 +353,17 @@ async def test_wrong_names_are_404_and_nobody_is_asked(world: World, end: str) -
     async with served(world) as ask:
         for path in HOSTILE:
             assert await ask(path.replace("nix-cache-info", end)) == 404, path
+    assert world.opened == []
+
+
+@pytest.mark.parametrize("end", ["nix-cache-info", "0" * 32 + ".narinfo"])
+async def test_a_nul_byte_is_no_request(world: World, end: str) -> None:
+    """RFC 9112, section 3: no request line has one, and such a line is answered with 400."""
+    async with served(world) as ask:
+        for prefix in ("/\0o/a", "/o\0/a", "/o/a\0", "/o/a\0b", "/registry.example/a\0b", "/o/\0/a"):
+            assert await ask(f"{prefix}/{end}") == 400, prefix
+        assert await ask(f"/o/a/\0{end}") == 400
+        assert await ask(f"/o/a/{end}\0") == 400
     assert world.opened == []
 
 

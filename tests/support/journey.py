@@ -23,8 +23,21 @@ def ghcr() -> Iterator[Ghcr]:
 @pytest.fixture
 def nix(tmp_path: Path) -> NixSandbox:
     """The installed Nix; NIX_PROGRAMS names a folder with another version's ``nix`` and ``nix-store``."""
-    other = os.environ.get("NIX_PROGRAMS")
-    return NixSandbox(tmp_path / "nix", programs=Path(other) if other else None)
+    return NixSandbox(tmp_path / "nix", programs=_other_programs())
+
+
+@pytest.fixture(params=["the installed Nix", "another Nix"])
+def client(request: pytest.FixtureRequest, tmp_path: Path) -> NixSandbox:
+    """Each Nix in turn, to substitute what ``nix`` has built."""
+    programs = _other_programs() if request.param == "another Nix" else None
+    if programs is None and request.param == "another Nix":
+        pytest.skip("NIX_PROGRAMS names no folder with another version of Nix")
+    return NixSandbox(tmp_path / "client", programs=programs)
+
+
+def _other_programs() -> Path | None:
+    folder = os.environ.get("NIX_PROGRAMS")
+    return Path(folder) if folder else None
 
 
 @pytest.fixture(scope="session")
