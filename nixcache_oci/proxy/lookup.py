@@ -180,16 +180,11 @@ async def look_up(
     try:
         found = await upstreams.find(hash_part, via)
     except UpstreamError:
-        counters.unknown += 1
-        return LookUpResult(Verdict.UNKNOWN)
+        found, is_known = None, False
     if found is not None:
         counters.upstream_hits += 1
         return LookUpResult(Verdict.UPSTREAM_HIT, found.render().encode(), found=found)
-    if not is_known:
-        counters.unknown += 1
-        return LookUpResult(Verdict.UNKNOWN)
-    counters.misses += 1
-    return LookUpResult(Verdict.MISS)
+    return _count_absence(counters, is_known=is_known)
 
 
 async def look_up_in(cache: OpenedCache, hash_part: HashPart, counters: Counters) -> LookUpResult:
@@ -203,11 +198,7 @@ async def look_up_in(cache: OpenedCache, hash_part: HashPart, counters: Counters
     spooled = _find_spooled(hash_part, (cache,))
     if spooled is not None:
         return spooled
-    if not _count_denials((cache,)):
-        counters.unknown += 1
-        return LookUpResult(Verdict.UNKNOWN)
-    counters.misses += 1
-    return LookUpResult(Verdict.MISS)
+    return _count_absence(counters, is_known=_count_denials((cache,)))
 
 
 def _find_variants(
@@ -245,3 +236,11 @@ def _count_denials(caches: Iterable[OpenedCache]) -> bool:
         else:
             cache.counters.misses += 1
     return is_known
+
+
+def _count_absence(counters: Counters, *, is_known: bool) -> LookUpResult:
+    if is_known:
+        counters.misses += 1
+        return LookUpResult(Verdict.MISS)
+    counters.unknown += 1
+    return LookUpResult(Verdict.UNKNOWN)
