@@ -22,6 +22,9 @@ USUAL_IMAGE: Final = "nix-cache"
 PREFIX: Final = r"[A-Za-z0-9_][A-Za-z0-9._:-]*(?:/[A-Za-z0-9._-][A-Za-z0-9._:-]*)+"
 """Whatever may be a prefix, as a regular expression without groups."""
 
+LAYOUT_MARK: Final = "_layout/"
+"""Before the digits that stand for a folder of this machine."""
+
 _HOST_MARK: Final = "_/"
 _HOST: Final = re.compile(r"localhost|[^/]*[.:][^/]*", re.IGNORECASE)
 _GITHUB: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*/(?!\.{1,2}\Z)[A-Za-z0-9._-]+")
@@ -72,7 +75,7 @@ def parse_prefix(text: str) -> RegistryReference:
 def prefix_of(location: RegistryReference | Path) -> str | None:
     """Return the shortest prefix of a cache; None for a registry that is named by an IPv6 address."""
     if isinstance(location, Path):
-        return f"_layout/{Digest.of(bytes(location)).hex[:_LAYOUT_DIGITS]}"
+        return f"{LAYOUT_MARK}{Digest.of(bytes(location)).hex[:_LAYOUT_DIGITS]}"
     short = location.repository.removesuffix(f"/{USUAL_IMAGE}")
     for candidate in (short, str(location), f"{_HOST_MARK}{location}"):
         try:

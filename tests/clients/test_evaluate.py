@@ -2,11 +2,11 @@ from pathlib import Path
 
 import pytest
 
-from nixcache_oci.clients.local_store import expression
 from nixcache_oci.clients.local_store.evaluate import evaluate_file, evaluate_flake
 from nixcache_oci.clients.local_store.evaluator import MOST_NAME_BYTES
 from nixcache_oci.clients.local_store.output import Evaluation
 from nixcache_oci.errors import StoreError, UsageError
+from nixcache_oci.nix.nix_string import quote
 from tests.clients.nix_story import SYSTEM, SYSTEMS, NixStory, attrs_of, evaluate, reasons_of
 
 pytestmark = pytest.mark.needs("nix", "nix-store")
@@ -140,7 +140,7 @@ async def test_odd_names(story: NixStory) -> None:
     found = await evaluate(
         story,
         f"packages.{SYSTEM} = {{ "
-        + " ".join(f'{expression.quote(name)} = mk "p{number}";' for number, name in enumerate(names))
+        + " ".join(f'{quote(name)} = mk "p{number}";' for number, name in enumerate(names))
         + " };",
     )
     assert found.failures == ()
@@ -195,7 +195,7 @@ async def test_long_names(story: NixStory) -> None:
     found = await evaluate(
         story,
         f"packages.{SYSTEM} = builtins.listToAttrs (map (name: {{ inherit name; value = mk "
-        f"(builtins.substring 0 3 name); }}) [ {' '.join(map(expression.quote, names))} ]);",
+        f"(builtins.substring 0 3 name); }}) [ {' '.join(map(quote, names))} ]);",
     )
     assert len(found.outputs) == 150
     assert sorted(failure.reason for failure in found.failures) == [

@@ -12,6 +12,7 @@ from typing import Final
 
 from nixcache_oci.clients.local_store.program import Ended, OnLine, without_colours
 from nixcache_oci.errors import FormatError
+from nixcache_oci.nix.nix_string import quote
 from nixcache_oci.nix.store_path import StorePath
 
 Path = tuple[str, ...]
@@ -20,7 +21,6 @@ Path = tuple[str, ...]
 _BARE_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_'-]*")
 _PART = re.compile(r'"(?:[^"\\]|\\.)*"|[^."]+|"|(\.)', re.DOTALL)
 _ESCAPED = re.compile(r"\\(.)", re.DOTALL)
-_ESCAPES = str.maketrans({"\\": "\\\\", '"': '\\"', "\n": "\\n", "\r": "\\r", "\t": "\\t"})
 _MEANT: Final = {"n": "\n", "r": "\r", "t": "\t"}
 # A file may be a function whose arguments all have defaults. String context would make `nix eval` build what
 # it names. Missing attributes give null.
@@ -72,11 +72,6 @@ def find_system(places: Iterable[Path]) -> str:
         system = if builtins.isString value then value else get value "system";
         told = builtins.tryEval (if builtins.isString system then system else null);
       in if found != null then found else if told.success then told.value else null) null [ {listed} ]"""
-
-
-def quote(text: str) -> str:
-    """Quote a Nix string, or an attribute name."""
-    return '"' + text.translate(_ESCAPES).replace("${", "\\${") + '"'
 
 
 def write_attribute(name: str) -> str:

@@ -21,10 +21,10 @@ from nixcache_oci.nix.signature import PublicKey
 from nixcache_oci.nix.store_path import HashPart
 from nixcache_oci.proxy.app_keys import CACHES, PAGES, UPSTREAMS, caches_of
 from nixcache_oci.proxy.opened_cache import OpenedCache
-from nixcache_oci.proxy.page.cache_facts import CacheFacts, conf_lines
+from nixcache_oci.proxy.page.cache_facts import CacheFacts, conf_lines, flake_lines
 from nixcache_oci.proxy.page.path_facts import MOST_SHOWN, gather_path_facts
 from nixcache_oci.proxy.page.templates import read_asset
-from nixcache_oci.proxy.prefix import url_prefix
+from nixcache_oci.proxy.prefix import LAYOUT_MARK, url_prefix
 
 _HEADERS: Final = {
     "Content-Security-Policy": (
@@ -129,6 +129,7 @@ async def _overview(here: "_Here", catalogs: Catalogs) -> web.Response:
         "overview",
         caches=facts,
         conf="\n".join(conf_lines(here.url, facts)),
+        flake="\n".join(flake_lines(here.url, facts[0])) if here.is_named_everywhere else None,
         roots=[(home, of_cache[:few]) for home, of_cache in roots if of_cache],
         upstreams=here.upstreams,
     )
@@ -208,6 +209,11 @@ class _Here:
         host = self.request.headers.get(hdrs.HOST, "127.0.0.1")
         below = "" if self._is_root else f"/{self._prefix(self._caches[0])}"
         return f"{self.request.scheme}://{host}{below}"
+
+    @property
+    def is_named_everywhere(self) -> bool:
+        """Whether the same URL leads to the same cache on other machines: no root does, and no folder."""
+        return not self._is_root and not self._prefix(self._caches[0]).startswith(LAYOUT_MARK)
 
     def home(self, cache: OpenedCache) -> str:
         """Return the way to the page of a cache."""

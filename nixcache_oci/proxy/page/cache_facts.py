@@ -1,16 +1,18 @@
-"""What a page says of a cache: how it is, which key it has, and the lines of nix.conf that use it."""
+"""What a page says of a cache: how it is, which key it has, and the lines that use it."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Final
 
 from nixcache_oci.errors import FormatError
 from nixcache_oci.nix.nix_conf import Substituter
+from nixcache_oci.nix.nix_string import quote
 from nixcache_oci.proxy.opened_cache import OpenedCache
-from nixcache_oci.wording import counted
+from nixcache_oci.wording import counted, show_unprintable
 
 _MAX_KEY_CHARACTERS: Final = 200
+_NOT_VERIFIED: Final = "# Not verified: compare this key with the one that the owner published."
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,8 +86,28 @@ def conf_lines(url: str, caches: Sequence[CacheFacts]) -> tuple[str, ...]:
     configured = [key for cache in caches if cache.are_keys_configured for key in cache.keys]
     recorded = [key for cache in caches if not cache.are_keys_configured for key in cache.keys]
     *lines, fallback = Substituter(url, tuple(dict.fromkeys(configured))).lines()
-    for key in dict.fromkeys(recorded):
-        with suppress(FormatError):  # Nix would misread it
-            comment = f"# extra-trusted-public-keys = {' '.join(Substituter(url, (key,)).keys)}"
-            lines += ["# Not verified: compare this key with the one that the owner published.", comment]
+    for key in _copyable(url, recorded):
+        lines += [_NOT_VERIFIED, f"# extra-trusted-public-keys = {key}"]
     return (*lines, fallback)
+
+
+def flake_lines(url: str, cache: CacheFacts) -> tuple[str, ...]:
+    """Write what a flake says to name a cache; a key that is not configured is a comment."""
+    keys = " ".join(map(quote, _copyable(url, cache.keys)))
+    trusted = f"extra-trusted-public-keys = [ {keys} ];"
+    if not keys:
+        lines = []
+    elif cache.are_keys_configured:
+        lines = [trusted]
+    else:
+        lines = [_NOT_VERIFIED, f"# {trusted}"]
+    indented = (f"  {line}" for line in (f"extra-substituters = [ {quote(url)} ];", *lines))
+    return ("nixConfig = {", *indented, "};")
+
+
+def _copyable(url: str, keys: Iterable[str]) -> Iterator[str]:
+    """Leave out keys that Nix would misread, or that do not look like what is copied."""
+    for key in dict.fromkeys(keys):
+        with suppress(FormatError):
+            if show_unprintable(key) == key:
+                yield from Substituter(url, (key,)).keys

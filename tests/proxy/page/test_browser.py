@@ -81,7 +81,7 @@ async def test_a_search_needs_no_scripts(caches: Site, tab: Tab) -> None:
     for are_allowed in (False, True):
         await tab.allow_scripts(are_allowed=are_allowed)
         await tab.go(f"{caches.url}/example/project/")
-        assert await texts(tab, "button.copy") == (["Copy"] if are_allowed else [])
+        assert await texts(tab, "button.copy") == (["Copy"] * 2 if are_allowed else [])
         await tab.run("document.querySelector('input[name=q]').value = 'HELLO 2.12'")
         await tab.act("document.querySelector('form').requestSubmit()")
         assert await texts(tab, ".results .name") == ["hello-2.12.1", "hello-2.12.2"]
@@ -89,16 +89,24 @@ async def test_a_search_needs_no_scripts(caches: Site, tab: Tab) -> None:
         assert await texts(tab, "h1") == ["hello-2.12.1"]
 
 
-async def test_the_lines_are_copied_as_they_are_shown(caches: Site, tab: Tab) -> None:
+@pytest.mark.parametrize(
+    ("path", "starts"),
+    [("/", ["extra-substituters = "]), ("/example/other/", ["nixConfig = {", "extra-substituters = "])],
+)
+async def test_the_lines_are_copied_as_they_are_shown(
+    caches: Site, tab: Tab, path: str, starts: list[str]
+) -> None:
     """With a permission; without one, they are selected for Ctrl-C."""
-    await tab.go(f"{caches.url}/")
-    shown = await tab.run("document.querySelector('[data-copy]').textContent")
-    await tab.run("document.querySelector('button.copy').click()")
-    await tab.run("new Promise(done => setTimeout(done, 0))")
-    selected = await tab.run("getSelection().toString()")
-    told = (await texts(tab, "button.copy"))[0]
-    assert (told, selected) in {("Copied", ""), ("Selected", shown)}
-    assert shown.startswith("extra-substituters = ")
+    await tab.go(f"{caches.url}{path}")
+    for number, start in enumerate(starts):
+        shown = await tab.run(f"document.querySelectorAll('[data-copy]')[{number}].textContent")
+        await tab.run(f"document.querySelectorAll('button.copy')[{number}].click()")
+        await tab.run("new Promise(done => setTimeout(done, 0))")
+        selected = await tab.run("getSelection().toString()")
+        told = (await texts(tab, "button.copy"))[number]
+        assert (told, selected) in {("Copied", ""), ("Selected", shown)}
+        assert shown.startswith(start)
+    assert len(await texts(tab, "button.copy")) == len(starts)
 
 
 async def test_the_keyboard_reaches_everything_in_order(caches: Site, tab: Tab) -> None:
@@ -122,7 +130,13 @@ async def test_what_publishers_write_stays_text(open_site: OpenSite, tab: Tab) -
     async with open_site("example/project", records=tuple(hostile_records())) as site:
         for width in WIDTHS:
             await tab.resize(width)
-            for path in ("/", "/_roots", f"/_path/{HELLO.base_name}", f"/?q={'w' * 200}%22%3E%3Cscript%3E"):
+            for path in (
+                "/",
+                "/example/project/",
+                "/_roots",
+                f"/_path/{HELLO.base_name}",
+                f"/?q={'w' * 200}%22%3E%3Cscript%3E",
+            ):
                 await tab.go(f"{site.url}{path}")
                 assert await tab.run("document.scripts.length") == 1
                 assert await tab.run("document.querySelectorAll('[onload]').length") == 0

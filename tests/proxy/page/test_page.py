@@ -176,8 +176,11 @@ async def test_a_prefix_has_the_same_pages(open_site: OpenSite) -> None:
         for path in PAGES[:-1]:
             page = await site.get(f"/example/other{path}")
             assert "ghcr.io/example/other/nix-cache" in page
-        page = await site.get("/example/other/")
-        assert f"extra-substituters = {site.url}/example/other\n" in html.unescape(page)
+        page = html.unescape(await site.get("/example/other/"))
+        assert f"extra-substituters = {site.url}/example/other\n" in page
+        assert f'nixConfig = {{\n  extra-substituters = [ "{site.url}/example/other" ];\n' in page
+        assert f'\n  extra-trusted-public-keys = [ "{KEY.public_key}" ];\n}};' in page
+        assert "nixConfig" not in await site.get("/")
         found = await site.get("/example/other/?q=hello")
         assert f'href="../../example/other/_path/{HELLO.base_name}"' in found
         async with site.session.get(f"{site.url}/example/other", headers={"Accept": "text/html"}) as answer:
@@ -230,6 +233,7 @@ async def test_a_cache_that_is_opened_on_demand_has_a_page(tmp_path: Path) -> No
         page = html.unescape(await site.get("/Example/project/"))
         assert "ghcr.io/example/project/nix-cache" in page
         assert f"# extra-trusted-public-keys = {KEY.public_key}" in page
+        assert f'# extra-trusted-public-keys = [ "{KEY.public_key}" ];' in page
         assert f"extra-substituters = {url}/example/project" in page
         assert "hello-2.12.2" in await site.get("/example/project/?q=hello")
         assert "No cache that everybody may read" in await site.get("/example/other/", status=404)
