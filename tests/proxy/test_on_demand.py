@@ -1,6 +1,7 @@
 """Caches that are opened when a request names them: what is bounded, and who is never asked."""
 
 import asyncio
+import os
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
@@ -24,6 +25,7 @@ from nixcache_oci.proxy.cache_set import CacheSet, ConfiguredCache
 from nixcache_oci.proxy.live_index import LiveIndex
 from nixcache_oci.proxy.on_demand import caches as on_demand
 from nixcache_oci.proxy.on_demand.caches import OnDemandCaches
+from nixcache_oci.proxy.on_demand.disk import OnDemandDisk
 from nixcache_oci.proxy.on_demand.settings import OnDemandSettings
 from nixcache_oci.proxy.opened_cache import OpenedCache
 from nixcache_oci.proxy.packs.memory import PackBudget
@@ -248,6 +250,26 @@ async def test_the_disk_is_bounded(world: World, monkeypatch: pytest.MonkeyPatch
         await caches._make_space()
         assert list(root.iterdir()) == []
         assert caches.opened == ()
+
+
+def test_only_folders_that_changed_are_walked_through(tmp_path: Path) -> None:
+    """Opening one cache must not take longer for every other that was opened before."""
+    disk = OnDemandDisk(tmp_path)
+    files = {name: tmp_path / name / "tables" / "a.table" for name in ("same", "new", "open")}
+    for file in files.values():
+        file.parent.mkdir(parents=True)
+        file.write_bytes(b"1")
+        os.utime(file.parent, (0, 0))  # what comes now comes later, by any clock
+    before = disk.shrink((), 2**30, 10)
+    for file in files.values():
+        file.write_bytes(
+            b"1" * 1001
+        )  # no index does that: it would be seen if the folder were walked through
+    (files["new"].parent / "b.table").touch()
+    after = disk.shrink(["open"], 2**30, 10)
+    assert {name: after[name] - before[name] for name in files} == {"same": 0, "new": 1000, "open": 1000}
+    files["same"].unlink()
+    assert disk.shrink((), 2**30, 10)["same"] == before["same"] - 1
 
 
 async def test_folders_are_bounded_in_number(world: World, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -4,13 +4,51 @@ import asyncio
 import logging
 import os
 import shutil
+import stat
 from collections.abc import Callable, Collection, Coroutine
 from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Self
 
 from nixcache_oci.cache.index_folder import IndexFolder
 
 _log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class _Measured:
+    """What a folder takes.
+
+    Attributes:
+        size: bytes of all that is in it.
+        newest: when anything in it was last written.
+        changed: when files were last added to, or taken from, it and each folder in it, in nanoseconds.
+    """
+
+    size: int
+    newest: float
+    changed: dict[str, int]
+
+    @classmethod
+    def of(cls, top: str) -> Self:
+        size, newest, changed = 0, 0.0, {}
+        for path in (top, *map(str, Path(top).rglob("*"))):
+            with suppress(OSError):  # removed meanwhile
+                status = os.lstat(path)
+                size += status.st_size
+                newest = max(newest, status.st_mtime)
+                if stat.S_ISDIR(status.st_mode):
+                    changed[path] = status.st_mtime_ns
+        return cls(size, newest, changed)
+
+    @property
+    def holds(self) -> bool:
+        """Whether it is still so: files of an index are replaced, and never written to again."""
+        try:
+            return all(os.lstat(path).st_mtime_ns == when for path, when in self.changed.items())
+        except OSError:
+            return False
 
 
 class OnDemandDisk:
@@ -18,28 +56,37 @@ class OnDemandDisk:
 
     def __init__(self, root: Path) -> None:
         self._root = root
+        # Walking through all of a thousand folders takes a fifth of a second.
+        self._measured: dict[str, _Measured] = {}
 
     def open(self, name: str) -> IndexFolder:
         """Open the folder of a cache."""
         return IndexFolder(self._root, name)
 
     def shrink(self, kept: Collection[str], most_bytes: int, most_folders: int) -> dict[str, int]:
-        """Delete the oldest folders, but none of ``kept``, and return the sizes of those that are left."""
-        sizes = {}
-        ages = {}
+        """Delete the oldest folders, but none of ``kept``, and return the sizes of those that are left.
+
+        Those of ``kept`` are being written to, and are measured each time.
+        """
+        measured: dict[str, _Measured] = {}
         try:
             with os.scandir(self._root) as folders:
                 for folder in folders:
                     if folder.is_dir(follow_symlinks=False):
-                        sizes[folder.name], ages[folder.name] = _measure(Path(folder.path))
+                        known = self._measured.get(folder.name) if folder.name not in kept else None
+                        if known is None or not known.holds:
+                            known = _Measured.of(folder.path)
+                        measured[folder.name] = known
         except OSError:  # nothing is kept there, or it cannot be read: then nothing is written there either
-            return sizes
-        for name in sorted(sizes.keys() - set(kept), key=lambda name: ages[name]):
-            if sum(sizes.values()) <= most_bytes and len(sizes) <= most_folders:
+            return {}
+        total = sum(each.size for each in measured.values())
+        for name in sorted(measured.keys() - set(kept), key=lambda name: measured[name].newest):
+            if total <= most_bytes and len(measured) <= most_folders:
                 break
             self.remove(name)
-            del sizes[name]
-        return sizes
+            total -= measured.pop(name).size
+        self._measured = measured
+        return {name: each.size for name, each in measured.items()}
 
     def remove(self, name: str) -> None:
         """Delete a folder, if it is there."""
@@ -70,14 +117,3 @@ class Turns:
 
     async def __aexit__(self, *_: object) -> None:
         self._turns.release()
-
-
-def _measure(folder: Path) -> tuple[int, float]:
-    """Return the bytes of all files below a folder, and when one was last written."""
-    size, newest = 0, 0.0
-    for path in folder.rglob("*"):
-        with suppress(OSError):  # removed meanwhile
-            status = path.lstat()
-            size += status.st_size
-            newest = max(newest, status.st_mtime)
-    return size, newest
