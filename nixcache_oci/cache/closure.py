@@ -1,5 +1,6 @@
 """What store paths reach within a cache, and what reaches them; all as jobs in short steps."""
 
+import re
 from collections.abc import Generator, Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
@@ -12,6 +13,11 @@ from nixcache_oci.nix.store_path import HashPart, StorePath
 
 # Whatever mentions a path is looked at; a registry decides how much that is.
 _MOST_LOOKED_AT: Final = 1_000
+# The catalog has validated it: parsing it again takes ten times as long.
+_FOLLOWED: Final = re.compile(
+    rb"\n(?:FileSize: (?P<file_size>[0-9]+)\n)?NarHash: [^\n]*\nNarSize: (?P<nar_size>[0-9]+)\n"
+    rb"References: (?P<references>[^\n]*)\n"
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,25 +51,27 @@ def measure_closure(
     catalog: Catalog, narinfo: NarInfo, most: int | None = None
 ) -> Generator[None, None, Closure]:
     """Follow the references of a narinfo, up to so many paths."""
-    seen = {narinfo.store_path.base_name}
-    queue = [narinfo]
-    paths = nar_size = file_size = elsewhere = 0
-    while queue and (most is None or paths < most):
-        one = queue.pop()
-        paths += 1
-        nar_size += one.nar_size
-        file_size += one.file_size or 0
-        for reference in one.references:
-            if reference in seen:
-                continue
-            seen.add(reference)
-            text = catalog.find(HashPart.of(reference))
-            if text is not None:
-                queue.append(NarInfo.parse(text))
-            else:
-                elsewhere += 1
-            yield
-    return Closure(paths, nar_size, file_size, elsewhere, is_whole=not queue)
+    own = narinfo.store_path.base_name
+    seen = {own, *narinfo.references}
+    waiting = [one for one in narinfo.references if one != own]
+    paths, nar_size, file_size, elsewhere = 1, narinfo.nar_size, narinfo.file_size or 0, 0
+    is_whole = True
+    while waiting and is_whole:
+        text = catalog.find(HashPart.of(waiting.pop()))
+        followed = _FOLLOWED.search(text) if text is not None else None
+        if followed is None:
+            elsewhere += 1
+        elif paths == most:
+            is_whole = False
+        else:
+            paths += 1
+            nar_size += int(followed["nar_size"])
+            file_size += int(followed["file_size"] or 0)
+            new = [one for one in followed["references"].decode().split() if one not in seen]
+            seen.update(new)
+            waiting += new
+        yield
+    return Closure(paths, nar_size, file_size, elsewhere, is_whole)
 
 
 def find_referrers(catalog: Catalog, path: StorePath, most: int) -> Generator[None, None, Referrers]:
@@ -123,9 +131,15 @@ def _next(trail: list[tuple[str, Iterator[str]]]) -> str | None:
     return None
 
 
-def _references(catalog: Catalog, base_name: str) -> tuple[str, ...]:
+def references_of(narinfo: bytes) -> list[str]:
+    """Read the references of a narinfo that a catalog has found: base names."""
+    followed = _FOLLOWED.search(narinfo)
+    return followed["references"].decode().split() if followed is not None else []
+
+
+def _references(catalog: Catalog, base_name: str) -> list[str]:
     text = catalog.find(HashPart.of(base_name))
-    return NarInfo.parse(text).references if text is not None else ()
+    return references_of(text) if text is not None else []
 
 
 def _by_name(paths: Iterable[StorePath]) -> tuple[StorePath, ...]:

@@ -4,12 +4,10 @@ Names are read where the tables have them, and nothing is kept for it in memory.
 short steps, between which others get their turn: see ``run_in_slices``.
 """
 
-import heapq
 from collections.abc import Generator
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime
-from itertools import chain
 from typing import Final, Self
 
 from nixcache_oci.cache.catalog import Catalog, CatalogTable
@@ -95,10 +93,11 @@ def search(catalog: Catalog, query: Query, most: int) -> Generator[None, None, F
         named: list[tuple[bool, bytes, int]] = []
         for start in range(0, table.file.count, _STEP_ROWS):
             rows = range(start, min(start + _STEP_ROWS, table.file.count))
-            ranked = (
-                (not name.startswith(words[0]), name, row) for name, row in table.file.named(words, rows)
-            )
-            named = heapq.nsmallest(most + 1, chain(named, ranked))
+            found_here = table.file.named(words, rows)
+            ranked = [(not name.startswith(words[0]), name, row) for name, row in found_here]
+            if len(named) > most:
+                ranked = [one for one in ranked if one < named[-1]]
+            named = sorted([*named, *ranked])[: most + 1]
             yield
         for _, _, row in named:
             with suppress(FormatError):

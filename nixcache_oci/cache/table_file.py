@@ -124,7 +124,7 @@ class TableFile:
         """Return the narinfo of a row, not validated."""
         return stanza_around(self._text, self._positions[row])
 
-    def named(self, words: Sequence[bytes], rows: range) -> Iterator[tuple[bytes, int]]:
+    def named(self, words: Sequence[bytes], rows: range) -> list[tuple[bytes, int]]:
         """Find rows by name, as ``find_named`` does."""
         return find_named(self._text, self._positions, words, rows)
 

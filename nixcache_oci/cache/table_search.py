@@ -37,6 +37,8 @@ _NEAR_BYTES: Final = 64
 _USUAL_BYTES: Final = 1024
 _KEY_CHARACTERS: Final = 12  # that fit into an unsigned 64-bit key
 _MAX_NAME_BYTES: Final = 211
+# Copying this takes a hundredth of a millisecond.
+_MOST_COPIED_BYTES: Final = 256 * 1024
 # Searched in one step for what narinfos mention: a tenth of a millisecond.
 _STEP_BYTES: Final = 128 * 1024
 KEY_BITS: Final = 5 * _KEY_CHARACTERS
@@ -126,17 +128,26 @@ def hash_part_at(content: Content, position: int) -> HashPartBytes:
 
 def find_named(
     content: Content, positions: Sequence[int], words: Sequence[bytes], rows: range
-) -> Iterator[tuple[bytes, int]]:
+) -> list[tuple[bytes, int]]:
     """Find the store objects whose names have all of some words, at least one, among some rows.
 
     Words are in lower case, and so are the names that are returned.
     """
     first, *others = words
-    for row in rows:
-        start = positions[row] + _HASH_CHARACTERS + 1
-        name = bytes(content[start : start + _MAX_NAME_BYTES]).partition(b"\n")[0].lower()
-        if first in name and all(word in name for word in others):
-            yield name, row
+    # Rows that have none, which are most, then take a fifth of a microsecond each.
+    names = b"\n".join(_names(content, [positions[row] + _HASH_CHARACTERS + 1 for row in rows])).lower()
+    if first not in names:
+        return []
+    found = [(name, row) for name, row in zip(names.split(b"\n"), rows, strict=True) if first in name]
+    return [one for one in found if all(word in one[0] for word in others)] if others else found
+
+
+def _names(content: Content, starts: Sequence[int]) -> list[bytes]:
+    """Read the names that start at some offsets, in ascending order."""
+    begin, end = starts[0], starts[-1] + _MAX_NAME_BYTES
+    if end - begin <= _MOST_COPIED_BYTES:
+        content, starts = bytes(content[begin:end]), [start - begin for start in starts]
+    return [bytes(content[start : start + _MAX_NAME_BYTES]).partition(b"\n")[0] for start in starts]
 
 
 def find_mentioning(content: Content, positions: Sequence[int], wanted: bytes) -> Iterator[int | None]:

@@ -4,11 +4,11 @@ Nix asks for narinfos from the root of a closure, and for NARs from its leaves: 
 that are ready by name. Source: facts about Nix clients, "Reading".
 """
 
-import re
 from dataclasses import dataclass
 from typing import Final, Self
 
 from nixcache_oci.cache.catalog import Catalog
+from nixcache_oci.cache.closure import references_of
 from nixcache_oci.cache.nar_url import hashed_slice_of, sized_blob_of
 from nixcache_oci.nix.closure import by_name
 from nixcache_oci.nix.store_path import HashPart
@@ -16,9 +16,6 @@ from nixcache_oci.oci.digest import Digest
 
 MAX_NAR_BYTES: Final = 1024 * 1024
 """A NAR in a blob of its own is prefetched if it is smaller, compressed."""
-
-# The catalog has validated it: parsing a thousand references again would take 4 ms.
-_REFERENCES: Final = re.compile(rb"^References:(.*)$", re.MULTILINE)
 
 # Most references may be upstream; after so many look-ups, any guess is as good.
 _MOST_LOOK_UPS: Final = 32
@@ -56,7 +53,7 @@ def first_of_closure(narinfo: bytes, catalog: Catalog) -> bytes:
     """Follow references from a root, always the first by name that is in the catalog, to a leaf."""
     left = _MOST_LOOK_UPS
     while len(narinfo) <= _MOST_BYTES:
-        for reference in sorted(_references_of(narinfo), key=by_name):
+        for reference in sorted(references_of(narinfo), key=by_name):
             if not left:
                 return narinfo
             left -= 1
@@ -67,8 +64,3 @@ def first_of_closure(narinfo: bytes, catalog: Catalog) -> bytes:
         else:
             return narinfo
     return narinfo
-
-
-def _references_of(narinfo: bytes) -> list[str]:
-    match = _REFERENCES.search(narinfo)
-    return match[1].decode().split() if match is not None else []
