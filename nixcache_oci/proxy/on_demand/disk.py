@@ -5,15 +5,19 @@ import logging
 import os
 import shutil
 import stat
+import time
 from collections.abc import Callable, Collection, Coroutine
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Self
+from typing import Final, Self
 
 from nixcache_oci.cache.index_folder import IndexFolder
 
 _log = logging.getLogger(__name__)
+
+# A file system's clock may stand still for some milliseconds.
+_TICK_NANOSECONDS: Final = 20_000_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,15 +27,18 @@ class _Measured:
     Attributes:
         size: bytes of all that is in it.
         newest: when anything in it was last written.
+        begun: when measuring began, in nanoseconds.
         changed: when files were last added to, or taken from, it and each folder in it, in nanoseconds.
     """
 
     size: int
     newest: float
+    begun: int
     changed: dict[str, int]
 
     @classmethod
     def of(cls, top: str) -> Self:
+        begun = time.time_ns()
         size, newest, changed = 0, 0.0, {}
         for path in (top, *map(str, Path(top).rglob("*"))):
             with suppress(OSError):  # removed meanwhile
@@ -40,13 +47,17 @@ class _Measured:
                 newest = max(newest, status.st_mtime)
                 if stat.S_ISDIR(status.st_mode):
                     changed[path] = status.st_mtime_ns
-        return cls(size, newest, changed)
+        return cls(size, newest, begun, changed)
 
     @property
     def holds(self) -> bool:
-        """Whether it is still so: files of an index are replaced, and never written to again."""
+        """Whether it is still so: files of an index are replaced, and never written to again.
+
+        What changed just before may have changed again within the same tick.
+        """
+        settled = self.begun - _TICK_NANOSECONDS
         try:
-            return all(os.lstat(path).st_mtime_ns == when for path, when in self.changed.items())
+            return all(os.lstat(path).st_mtime_ns == when < settled for path, when in self.changed.items())
         except OSError:
             return False
 
@@ -64,16 +75,13 @@ class OnDemandDisk:
         return IndexFolder(self._root, name)
 
     def shrink(self, kept: Collection[str], most_bytes: int, most_folders: int) -> dict[str, int]:
-        """Delete the oldest folders, but none of ``kept``, and return the sizes of those that are left.
-
-        Those of ``kept`` are being written to, and are measured each time.
-        """
+        """Delete the oldest folders, but none of ``kept``, and return the sizes of those that are left."""
         measured: dict[str, _Measured] = {}
         try:
             with os.scandir(self._root) as folders:
                 for folder in folders:
                     if folder.is_dir(follow_symlinks=False):
-                        known = self._measured.get(folder.name) if folder.name not in kept else None
+                        known = self._measured.get(folder.name)
                         if known is None or not known.holds:
                             known = _Measured.of(folder.path)
                         measured[folder.name] = known
