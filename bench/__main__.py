@@ -24,6 +24,7 @@ SCENARIOS = (
     "large_nar",
     "memory",
     "scale",
+    "prefixes",
     "publish",
     "uploads",
     "substitution",

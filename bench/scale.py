@@ -1,41 +1,30 @@
 """What a large cache costs a reader: start from disk, memory, look-ups, and a refresh beside requests."""
 
 import http.client
-import multiprocessing
 import random
 import statistics
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from datetime import timedelta
 from functools import partial
 from itertools import count
-from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Self
 
-import zstandard
-
+from bench.delays import ask_during
 from bench.figures import Series, Target
+from bench.made_up_tables import list_made_up, made_up_hash_parts
 from bench.scenario import OURS, Bench, Measurement
 from nixcache_oci.cache.catalog import Catalog
-from nixcache_oci.cache.commit import list_segments
 from nixcache_oci.cache.index_folder import IndexFolder
-from nixcache_oci.cache.segment import Segment, build_manifest
-from nixcache_oci.cache.table import Table, TableHeader, render_table
 from nixcache_oci.cache.table_set import TableSet
-from nixcache_oci.cache.writer import push_empty_config
 from nixcache_oci.clients.repository import Repository
 from nixcache_oci.nix.signature import SecretKey
 from nixcache_oci.nix.store_path import HashPart
-from nixcache_oci.oci import media_type
-from nixcache_oci.oci.descriptor import Descriptor
-from nixcache_oci.oci.digest import Digest
 from tests.support.journey import push_with, put, settings_of
 from tests.support.objects import hash_part_of, store_object
 from tests.support.proxy import ProxyProcess
-from tests.support.publish import CREATED
 from tests.support.registries import REPO, Ghcr, ghcr_double
 
 TITLE = "caches of 10,000 to 1,000,000 paths, and of 1,500 segments: start, memory, look-ups, refresh"
@@ -45,8 +34,6 @@ _SIZES = ((10_000, 1), (100_000, 2), (1_000_000, 20), (1_000_000, 1500))
 _SMALL = 2
 _NEW_PATHS = 100
 _LOOK_UPS = 20_000
-_LETTERS = "0123456789abcdfghijklmnpqrsvwxyz"
-_SLICES = 16_000  # of 1,000 bytes in a pack
 _MIB = 1024 * 1024
 _STILL_SECONDS = 0.2
 _ASKED_FOR = 10_000
@@ -174,44 +161,15 @@ class _Cache:
         return self._ask_during(proxy, lambda: time.sleep(_STILL_SECONDS))[1]
 
     def _ask_during(self, proxy: ProxyProcess, job: Callable[[], object]) -> tuple[float, Measurement]:
-        """Ask for random narinfos while a job is done; gives its seconds, and how long requests took."""
-        context = multiprocessing.get_context("spawn")  # this process has threads: those of the registry
-        here, there = context.Pipe()
-        asking = context.Process(
-            target=_ask_until_told, args=(proxy.host, self.hash_parts[:_ASKED_FOR], there)
-        )
-        asking.start()
-        here.recv()  # it has begun
-        begun = time.monotonic()
-        try:
-            job()
-        finally:
-            ended = time.monotonic()
-            here.send(None)
-            asked = here.recv()
-            asking.join()
-        during = [end - start for start, end in asked if end >= begun and start <= ended]
-        return ended - begun, {
+        """Ask for narinfos while a job is done; gives its seconds, and how long requests took."""
+        seconds, during = ask_during(proxy.host, self.hash_parts[:_ASKED_FOR], job)
+        return seconds, {
             self.series.delay: max(during) * 1000,
             self.series.delay_p99: statistics.quantiles(during, n=100)[98] * 1000,
         }
 
     def _ask(self, proxy: ProxyProcess) -> None:
         assert proxy.ask(f"/{self.hash_parts[0]}.narinfo", method="HEAD").status == 200
-
-
-def _ask_until_told(host: str, hash_parts: Sequence[HashPart], told: Connection) -> None:
-    """Ask for random narinfos, in a process of its own, and tell when each request began and ended."""
-    connection = http.client.HTTPConnection(host)
-    asked = []
-    while not told.poll():
-        begun = time.monotonic()
-        connection.request("HEAD", f"/{random.choice(hash_parts)}.narinfo")
-        connection.getresponse().read()
-        asked.append((begun, time.monotonic()))
-        if len(asked) == 1:
-            told.send(None)
-    told.send(asked)
 
 
 def _percentiles(catalog: Catalog, wanted: Sequence[HashPart]) -> list[float]:
@@ -247,49 +205,12 @@ _numbers = count()
 
 
 def _fill(registry: Ghcr, paths: int, segments: int) -> list[HashPart]:
-    """List so many made-up paths; gives their hash parts in no order. Their NARs play no part here."""
-    generator = random.Random(paths)
-    hash_parts = ["".join(generator.choices(_LETTERS, k=32)) for _ in range(paths)]
-    parts = [hash_parts[number::segments] for number in range(segments)]
+    """List so many made-up paths; gives their hash parts in no order."""
+    hash_parts = made_up_hash_parts(paths)
 
     async def push(client: Repository) -> None:
-        await push_empty_config(client)
-        await list_segments(client, [await _push(client, number, part) for number, part in enumerate(parts)])
+        await list_made_up(client, hash_parts, segments)
 
     push_with(registry, push)
-    generator.shuffle(hash_parts)
-    return [HashPart(one) for one in hash_parts]
-
-
-async def _push(client: Repository, number: int, hash_parts: Sequence[str]) -> Segment:
-    # As publisher and tables do it, but for the narinfos, which are not rendered one by one.
-    created = CREATED + timedelta(seconds=number)
-    head = render_table(Table(TableHeader(created), (), ()))
-    text = b"\n".join([head, *_narinfos(sorted(hash_parts))])
-    content = zstandard.ZstdCompressor(level=3).compress(text)
-    digest = Digest.of(content)
-    await client.push_blob(digest, content)
-    manifest = build_manifest(
-        Descriptor(media_type.TABLE, digest, len(content)),
-        [],
-        created=created,
-        paths=len(hash_parts),
-        source=None,
-    )
-    segment = Segment.from_manifest(manifest)
-    await client.push_manifest(str(segment.tag), manifest, media_type.IMAGE_MANIFEST)
-    return segment
-
-
-def _narinfos(hash_parts: Sequence[str]) -> Iterator[bytes]:
-    """Write narinfos of the usual size, four references and a signature each."""
-    signed = store_object("template").signed(SecretKey.generate("bench-1")).narinfo
-    template = signed.render()
-    own_hash_part, own_url = str(signed.store_path.hash_part), signed.url
-    blob = "0123456789abcdef" * 4
-    for number, hash_part in enumerate(hash_parts):
-        text = template.replace(own_hash_part, hash_part)
-        text = text.replace(own_url, f"nar/{blob}/{number % _SLICES * 1000}-1000.nar.zst")
-        text = text.replace("Compression: none", "Compression: zstd")
-        references = " ".join(f"{other}-object-{number}" for other in hash_parts[max(0, number - 4) : number])
-        yield text.replace("References: \n", f"References: {references}\n").encode()
+    random.Random(paths).shuffle(hash_parts)
+    return hash_parts

@@ -20,7 +20,7 @@ MAX_QUERY_CHARACTERS: Final = 300
 """More than any base name has."""
 
 MAX_WORDS: Final = 8
-# What is done in one step takes about a tenth of a millisecond.
+# What is done in one step takes at most about a tenth of a millisecond.
 _STEP_ROWS: Final = 200
 
 

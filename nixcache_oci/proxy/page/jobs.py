@@ -16,8 +16,8 @@ MOST_WAITING: Final = 32
 JOB_SECONDS: Final = 10.0
 """That one page may take in its turn; a search in four million paths takes half of it."""
 
-# Nix asks for narinfos at the same time, several of which are answered in this time.
-_SLICE_SECONDS: Final = 0.0002
+# Clients that ask for narinfos meanwhile wait for one slice each time.
+_SLICE_SECONDS: Final = 0.0001
 
 
 class PageJobs:
