@@ -97,7 +97,7 @@ class Doctor:
         program, version = await self._check_program()
         add([program])
         if self.roles.is_client:
-            add(await self._check_client(caches[0].location if caches else None, version))
+            add(await self._check_client([cache.location for cache in caches], version))
             add(await self._check_upstreams())
         return findings
 
@@ -177,7 +177,7 @@ class Doctor:
         return good(_PROGRAM, f"version {'.'.join(map(str, version))}"), version
 
     async def _check_client(
-        self, location: RepositoryConfig | None, version: Version | None
+        self, locations: Sequence[RepositoryConfig], version: Version | None
     ) -> list[Finding]:
         try:
             url = find_proxy_url(self.values)
@@ -187,15 +187,15 @@ class Doctor:
             is_free_port = try_get(self.values, variables.PORT, None) == 0
             named = [wrong(rest.pop(0), str(error))] if is_free_port else []
             return [*named, *skipped(rest, "the proxy's address is not known")]
-        name = f"oci:{location}" if isinstance(location, Path) else str(location)
+        names = [f"oci:{one}" if isinstance(one, Path) else str(one) for one in locations]
         chosen_by = (variables.REPO, variables.REGISTRY, variables.CACHES_FILE)
         is_chosen = any(self.values.is_given(variable) for variable in chosen_by)
         store_dir = try_get(self.values, variables.STORE_DIR, variables.STORE_DIR.default)
-        found = await nix_use.check_proxy(url, name if location else None, store_dir, is_chosen=is_chosen)
+        found = await nix_use.check_proxy(url, names, store_dir, is_chosen=is_chosen)
         if version is None:
             return [*found.findings, *skipped(nix_use.CHECKS, "there is no usable nix")]
-        names = found.public_keys or [str(key) for key in self.recorded]
-        return [*found.findings, *await self._check_nix(url, names)]
+        keys = found.public_keys or [str(key) for key in self.recorded]
+        return [*found.findings, *await self._check_nix(url, keys)]
 
     async def _check_upstreams(self) -> list[Finding]:
         try:

@@ -2,6 +2,7 @@
 
 import asyncio
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from http import HTTPStatus
 from typing import Final, Self
@@ -22,14 +23,32 @@ _PRIORITY = re.compile(r"[0-9]{1,9}")
 
 
 @dataclass(frozen=True, slots=True)
-class ProxyStatus:
-    """What ``/_status`` and ``/nix-cache-info`` say."""
+class ServedCache:
+    """What ``/_status`` says of one cache."""
 
-    registry: str  # name of the repository that is served
-    entries: int  # number of narinfos
+    registry: str  # name of its repository
     is_ready: bool  # whether it has an index
     error: str | None  # why the last refresh failed, or None
     is_key_changed: bool  # whether the cache records another key than the one first seen
+
+    @classmethod
+    def parse(cls, described: Mapping[str, object]) -> Self:
+        """Read it; FormatError if it is none."""
+        index = parse_object(described.get("index"))
+        error = get_optional_text(index, "last_error")
+        return cls(
+            (get_optional_text(described, "registry") or "")[:_MOST_CHARACTERS],
+            index.get("ready") is True,
+            error and error[:_MOST_CHARACTERS],
+            parse_object(described.get("public_keys")).get("changed") is True,
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class ProxyStatus:
+    """What ``/_status`` and ``/nix-cache-info`` say."""
+
+    caches: tuple[ServedCache, ...]  # at least one: those of the root, then those that are opened on demand
     store_dir: str  # such as ``/nix/store``
     priority: int | None  # among substituters, lower first; None if not stated
 
@@ -40,14 +59,11 @@ class ProxyStatus:
         priority = info.get("Priority", "")
         with within("the proxy's status"):
             document = parse_document(status, "it", _MOST_BYTES)
-            index = parse_object(document.get("index"))
-            entries, error = document.get("entries"), get_optional_text(index, "last_error")
+            listed = document.get("caches")
+            caches = [parse_object(one) for one in listed] if isinstance(listed, list) else []
             return cls(
-                (get_optional_text(document, "registry") or "")[:_MOST_CHARACTERS],
-                entries if isinstance(entries, int) else 0,
-                index.get("ready") is True,
-                error and error[:_MOST_CHARACTERS],
-                parse_object(document.get("public_keys")).get("changed") is True,
+                # Older versions serve one, and describe no other.
+                tuple(map(ServedCache.parse, caches or [document])),
                 info.get("StoreDir", "")[:_MOST_CHARACTERS],
                 int(priority) if _PRIORITY.fullmatch(priority) else None,
             )

@@ -6,7 +6,7 @@ import pytest
 
 from nixcache_oci.clients.credentials import Credentials
 from nixcache_oci.clients.local_store.nix_settings import NixSettings, is_trusted
-from nixcache_oci.clients.proxy_status import ProxyStatus
+from nixcache_oci.clients.proxy_status import ProxyStatus, ServedCache
 from nixcache_oci.errors import FormatError
 from nixcache_oci.maintenance.checks.finding import Level
 from nixcache_oci.maintenance.checks.key_match import check_public_keys, check_signing_keys
@@ -176,23 +176,38 @@ def test_who_is_to_change_nix_conf(before: str, *, is_daemon: bool, is_trusted: 
     assert [finding.remedy for finding in findings] == [f"{before}nixcache-oci use --apply"] * 3
 
 
-SERVING = ProxyStatus(
-    "oci:/cache", 1, is_ready=True, error=None, is_key_changed=False, store_dir="/nix/store", priority=30
-)
+SERVED = ServedCache("oci:/cache", is_ready=True, error=None, is_key_changed=False)
+SERVING = ProxyStatus((SERVED,), store_dir="/nix/store", priority=30)
 
 
 @pytest.mark.parametrize(
-    ("status", "level"),
+    ("cache", "level"),
     [
-        (SERVING, GOOD),
-        (replace(SERVING, is_ready=False, error="refused"), ERROR),
-        (replace(SERVING, error="refused"), WARNING),
-        (replace(SERVING, is_key_changed=True), WARNING),
+        (SERVED, GOOD),
+        (replace(SERVED, is_ready=False, error="refused"), ERROR),
+        (replace(SERVED, error="refused"), WARNING),
+        (replace(SERVED, is_key_changed=True), WARNING),
     ],
 )
-def test_what_a_proxy_serves(status: ProxyStatus, level: Level) -> None:
-    """Nothing at all is wrong; an older index, or a new key, is to be looked at."""
-    assert _check_served(status, "oci:/cache", is_chosen=True).level is level
+def test_what_a_proxy_serves(cache: ServedCache, level: Level) -> None:
+    """Nothing at all is wrong; an older index, or a new key, is to be looked at; of each cache."""
+    alone, other = ProxyStatus((cache,), "/nix/store", 30), replace(SERVED, registry="oci:/other")
+    assert [one.level for one in _check_served(alone, ["oci:/cache"], is_chosen=True)] == [level]
+    assert [one.level for one in _check_served(alone, [], is_chosen=False)] == [level]
+    both = ProxyStatus((other, cache), "/nix/store", 30)
+    found = _check_served(both, ["oci:/other", "oci:/cache"], is_chosen=True)
+    assert [(one.check, one.level) for one in found] == [
+        ("proxy: cache oci:/other", GOOD),
+        ("proxy: cache oci:/cache", level),
+    ]
+
+
+def test_every_cache_has_to_be_served() -> None:
+    """The settings here may name more than the proxy was started with, or others."""
+    [missing] = _check_served(SERVING, ["oci:/cache", "oci:/more"], is_chosen=True)
+    assert (missing.level, "it does not serve oci:/more" in missing.text) == (ERROR, True)
+    [other] = _check_served(SERVING, ["oci:/other"], is_chosen=False)
+    assert (other.level, "it serves oci:/cache, but" in other.text) == (WARNING, True)
 
 
 @pytest.mark.parametrize(

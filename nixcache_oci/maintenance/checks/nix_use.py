@@ -8,7 +8,7 @@ from urllib.parse import urlsplit
 
 from nixcache_oci.clients.http.forward_proxy import find_http_proxy, no_proxy_words
 from nixcache_oci.clients.local_store.nix_settings import NixSettings
-from nixcache_oci.clients.proxy_status import ProxyClient, ProxyStatus
+from nixcache_oci.clients.proxy_status import ProxyClient, ProxyStatus, ServedCache
 from nixcache_oci.errors import Error
 from nixcache_oci.maintenance.checks.finding import Finding, good, skipped, warning, wrong
 from nixcache_oci.nix.nix_conf import find_conflict, find_substituter, has_substituter, trusts_blindly
@@ -36,10 +36,10 @@ class Proxy:
     public_keys: tuple[str, ...] = ()
 
 
-async def check_proxy(url: str, repository: str | None, store_dir: str, *, is_chosen: bool) -> Proxy:
-    """Ask the proxy, which should serve this repository, unless the settings do not say which.
+async def check_proxy(url: str, repositories: Sequence[str], store_dir: str, *, is_chosen: bool) -> Proxy:
+    """Ask the proxy, which should serve these repositories, unless the settings do not say which.
 
-    If the user has chosen it, another one is an error.
+    If the user has chosen them, others are an error.
     """
     try:
         async with ProxyClient(url) as client:
@@ -51,7 +51,7 @@ async def check_proxy(url: str, repository: str | None, store_dir: str, *, is_ch
         remedy = "start it: nixcache-oci proxy; or as a service: systemctl start nixcache-proxy"
         return _failed(wrong(PROXY, str(error), remedy))
     findings = [good(PROXY, f"{url} answers")]
-    findings.append(_check_served(status, repository, is_chosen=is_chosen))
+    findings += _check_served(status, repositories, is_chosen=is_chosen)
     findings.append(_check_cache_info(status, store_dir))
     return Proxy(findings, keys)
 
@@ -60,27 +60,41 @@ def _failed(finding: Finding) -> Proxy:
     return Proxy([finding, *skipped((SERVED, CACHE_INFO), "no proxy answers")])
 
 
-def _check_served(status: ProxyStatus, repository: str | None, *, is_chosen: bool) -> Finding:
-    if repository is not None and status.registry != repository:
-        text = f"it serves {status.registry}, but the settings here name {repository}"
+def _check_served(status: ProxyStatus, repositories: Sequence[str], *, is_chosen: bool) -> list[Finding]:
+    first, served = status.caches[0].registry, {cache.registry: cache for cache in status.caches}
+    missing = [name for name in repositories if name not in served]
+    if repositories and (missing or first not in repositories):
+        text = f"it serves {first}, but the settings here name {' and '.join(repositories)}"
+        if first in repositories:
+            text = f"it does not serve {' and '.join(missing)}, which the settings here name"
         if is_chosen:
-            return wrong(SERVED, text, "start it with the same settings")
+            return [wrong(SERVED, text, "start it with the same settings")]
         remedy = (
             "set NIXCACHE_REPO and NIXCACHE_REGISTRY as in the proxy's own configuration, not as it says: "
             "any user of this machine can listen there"
         )
-        return warning(SERVED, text, remedy)
-    if not status.is_ready:
-        return wrong(SERVED, f"it has no index yet: {status.error or 'it is being read'}", "see its log")
-    if status.is_key_changed:
+        return [warning(SERVED, text, remedy)]
+    findings = [_check_cache(served[name]) for name in repositories or [first]]
+    if len(findings) == 1:
+        return findings
+    return [
+        replace(finding, check=f"{SERVED} {name}")
+        for finding, name in zip(findings, repositories, strict=True)
+    ]
+
+
+def _check_cache(cache: ServedCache) -> Finding:
+    if not cache.is_ready:
+        return wrong(SERVED, f"it has no index yet: {cache.error or 'it is being read'}", "see its log")
+    if cache.is_key_changed:
         return warning(
             SERVED,
             "the cache records a different key from the one first seen",
             "ask the cache's owner, and set NIXCACHE_PUBLIC_KEYS",
         )
-    if status.error is not None:
-        return warning(SERVED, f"it serves an older index, because the last refresh failed: {status.error}")
-    return good(SERVED, status.registry)
+    if cache.error is not None:
+        return warning(SERVED, f"it serves an older index, because the last refresh failed: {cache.error}")
+    return good(SERVED, cache.registry)
 
 
 def _check_cache_info(status: ProxyStatus, store_dir: str) -> Finding:
