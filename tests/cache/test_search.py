@@ -58,6 +58,14 @@ def test_the_newest_come_first_then_what_begins_with_the_word(make_table: MakeTa
     assert [one.published for one in found.paths] == [CREATED + timedelta(hours=1)] * 3 + [CREATED]
 
 
+def test_long_narinfos_are_searched_too(make_table: MakeTable) -> None:
+    """A few of them are more than is copied at once."""
+    references = tuple(sorted(f"{hash_part_of(str(number))}-{number}" for number in range(5000)))
+    table = make_table(*(replace(named(f"long-{number}"), references=references) for number in range(3)))
+    assert names(find([table], "long")) == ["long-0", "long-1", "long-2"]
+    assert names(find([table], "g-1")) == ["long-1"]
+
+
 def test_what_is_too_much_is_said(make_table: MakeTable) -> None:
     """The first in order are kept, not the first that the table has."""
     table = make_table(*(named(f"x-{number:04}") for number in range(2000)))
