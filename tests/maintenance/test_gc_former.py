@@ -1,7 +1,7 @@
 """What no tag points at, at repositories that cannot list it, and may insist on an order of deleting."""
 
 import json
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from datetime import datetime, timedelta
@@ -11,7 +11,7 @@ from typing import Final, Self
 import pytest
 
 from nixcache_oci.cache.cache_index import INDEX_TAG, CacheIndex
-from nixcache_oci.cache.former import read_former, remembering
+from nixcache_oci.cache.former import VersionTag, read_former, remembering
 from nixcache_oci.cache.record import PublishRecord
 from nixcache_oci.clients.credentials import Credentials
 from nixcache_oci.clients.registry.client import Registry, RegistryRemover
@@ -45,7 +45,7 @@ MANNERS: Final = {
 
 
 class ForgetfulRepository(ModelRepository):
-    """A registry that tells nobody what has no tag."""
+    """A registry that tells nobody what has no tag, and may be known to delete nothing that is listed."""
 
     can_list_untagged = False
 
@@ -76,10 +76,11 @@ class StrictRemover(ModelRemover):
 class Cache:
     """A cache with a clock, whose steps may fail."""
 
-    def __init__(self, manners: str = "both") -> None:
+    def __init__(self, manners: str = "both", *, keeps_listed: bool = False) -> None:
         self.manners = manners
+        self.keeps_listed = keeps_listed
         self.storage = ModelStorage()
-        self.repository: Repository = ForgetfulRepository(self.storage, self._before)
+        self.repository: Repository = self.client(self._before)
         remover = StrictRemover(self.storage, self._before)
         remover.tags_first, remover.indexes_first = MANNERS[manners]
         self.remover: Remover = remover
@@ -88,8 +89,13 @@ class Cache:
         self.refused: list[tuple[Digest, str]] = []
         self.crash_at: int | None = None
 
+    def client(self, before: Callable[[str], Awaitable[None]]) -> ForgetfulRepository:
+        client = ForgetfulRepository(self.storage, before)
+        client.keeps_listed = self.keeps_listed
+        return client
+
     def copy(self) -> Self:
-        made = type(self)(self.manners)
+        made = type(self)(self.manners, keeps_listed=self.keeps_listed)
         for name in ("blobs", "manifests", "tags"):
             setattr(made.storage, name, dict(getattr(self.storage, name)))
         made.now = self.now
@@ -104,6 +110,20 @@ class Cache:
         roots = tuple((things[-1].path.name, thing.path) for thing in things[-1:])
         record = PublishRecord("main", self.now.isoformat(), self.now, roots)
         await push_things(self.repository, things, [record], self.now)
+
+    async def publish_unnoticed(self) -> Digest:
+        """Publish while another does, and write over its index without having read it; gives that one."""
+        unnoticed: list[Digest] = []
+
+        async def compete(step: str) -> None:
+            if step.startswith(f"push manifest {INDEX_TAG}") and not unnoticed:
+                await self.publish(OTHER)
+                unnoticed.append(self.storage.tags[INDEX_TAG])
+
+        later = self.now + SECOND
+        record = PublishRecord("main", later.isoformat(), later, ((APP.path.name, APP.path),))
+        await push_things(self.client(compete), [LIB, APP], [record], later)
+        return unnoticed[0]
 
     async def collect(self) -> tuple[GcPlan, Collected]:
         def clock() -> datetime:
@@ -241,6 +261,82 @@ async def test_what_an_index_lists_waits_without_failing() -> None:
     note = await find_idle_note(cache.repository, OPTIONS, cache.now)
     assert note is not None
     assert note.until <= unlisted + OPTIONS.grace
+
+
+@pytest.mark.parametrize("manners", ["indexes first", "both"])
+@pytest.mark.parametrize("is_known", [True, False], ids=["known", "learned"])
+async def test_what_was_overwritten_unnoticed_goes_by_its_tag(manners: str, *, is_known: bool) -> None:
+    """Where it would hold its segments for ever: at registries that are known for it, or once found out."""
+    cache = Cache(manners, keeps_listed=is_known)
+    if not is_known:
+        await cache.publish(OTHER)
+        cache.now += DAY
+        await cache.publish(Thing("early"))
+        cache.now += 6 * DAY
+        await cache.collect_daily(40)
+    unnoticed = await cache.publish_unnoticed()
+    assert unnoticed in cache.storage.manifests
+    assert unnoticed not in read_former(await cache.index())
+    cache.now += DAY
+    await cache.collect_daily(120)
+    cache.check_served()
+    assert cache.refused == []
+    assert len(cache.segments) == 1
+    assert unnoticed not in cache.storage.manifests
+    assert len(cache.indexes) <= 4
+    assert len(cache.storage.tags) <= 2 + len(cache.indexes)
+
+
+@pytest.mark.parametrize("manners", ["indexes first", "both"])
+async def test_a_writer_that_dies_between_its_two_writes_leaves_no_trace(manners: str) -> None:
+    """Its version never counted; it goes when it is old, whatever its clock said."""
+    for days in (0, 10_000):
+        cache = Cache(manners, keeps_listed=True)
+        await cache.publish(OTHER)
+
+        async def die(step: str) -> None:
+            if step.startswith(f"push manifest {INDEX_TAG} "):
+                raise CrashError
+
+        there, now = cache.storage.tags[INDEX_TAG], cache.now
+        cache.now += days * DAY
+        with pytest.raises(CrashError):
+            await push_things(cache.client(die), [Thing("unfinished")], [], cache.now)
+        assert cache.storage.tags[INDEX_TAG] == there
+        cache.now = now + DAY
+        await cache.publish(LIB, APP)
+        await cache.collect_daily(120)
+        assert cache.refused == []
+        assert len(cache.indexes) <= 3
+
+
+async def test_a_gc_that_dies_between_tag_and_version_finds_it_again() -> None:
+    """Where the tag has to go first, the index knows the version by then."""
+    cache = Cache("both", keeps_listed=True)
+    unnoticed = await cache.publish_unnoticed()
+    cache.now += OPTIONS.grace + DAY
+    trial = cache.copy()
+    await trial.collect()
+    cache.crash_at = trial.steps.index(f"remove {unnoticed}") + 1
+    with pytest.raises(CrashError):
+        await cache.collect()
+    cache.crash_at = None
+    assert unnoticed in cache.storage.manifests.keys() - cache.storage.tags.values()
+    await cache.collect_daily(40)
+    assert unnoticed not in cache.storage.manifests
+
+
+async def test_tags_of_versions_stay_few(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Everybody who lists the tags reads them: beyond the newest, a day is enough."""
+    monkeypatch.setattr(former_reader, "MOST_TAGGED", 5)
+    cache = Cache("indexes first", keeps_listed=True)
+    for number in range(12):
+        await cache.publish(Thing(f"thing-{number}"))
+        cache.now += timedelta(hours=6)
+    _, done = await cache.collect()
+    # The last four were written within a day, one of them is the index, and one was written by this run.
+    assert len(done.deleted) == 6
+    assert sum(VersionTag.parse(tag) is not None for tag in cache.storage.tags) == 7
 
 
 async def test_an_index_that_nobody_remembers_is_a_refusal() -> None:

@@ -154,6 +154,8 @@ BOUNDS: Final[dict[str, tuple[Bound, ...]]] = {
         Bound("remembered manifests that are kept for the whole grace", f"{former_reader.MOST_YOUNG:,}",
               "the oldest are deleted after gc's minimal age",
               f"{_FORMER}::test_too_many_versions_go_before_the_grace"),
+        Bound("versions of the index with a tag, kept for the whole grace", f"{former_reader.MOST_TAGGED}",
+              "older ones go after the minimal age", f"{_FORMER}::test_tags_of_versions_stay_few"),
         Bound("tags of others, in a cache that remembers", f"{former_reader.MOST_OTHER_TAGS}",
               "nothing remembered is deleted; a warning", f"{_FORMER}::test_many_tags_of_others_keep_all"),
         Bound("remembered manifests that are gone", f"{collect._MOST_FORGOTTEN}",
