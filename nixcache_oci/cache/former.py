@@ -87,6 +87,16 @@ def remembering(index: CacheIndex, left: Iterable[Digest], time: datetime) -> Ca
     )
 
 
+def with_notes_of(index: CacheIndex, other: CacheIndex) -> CacheIndex:
+    """Take over what another index, of the repository that this one goes to, notes about that."""
+    of_registry = (media_type.ANNOTATION_FORMER, media_type.ANNOTATION_KEEPS_LISTED)
+    annotations = {
+        **{key: value for key, value in index.image_index.annotations.items() if key not in of_registry},
+        **{key: value for key, value in other.image_index.annotations.items() if key in of_registry},
+    }
+    return replace(index, image_index=replace(index.image_index, annotations=annotations))
+
+
 def forgetting(index: CacheIndex, gone: Collection[Digest]) -> CacheIndex:
     """Forget manifests that the repository has no more."""
     former = read_former(index)
