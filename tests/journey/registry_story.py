@@ -158,7 +158,7 @@ async def publish_at_once(place: Place) -> set[Digest]:
         async def run(client: Repository, thing: StoreObject, number: int) -> Segment:
             created = CREATED + number * timedelta(seconds=1)
             segment = await publish(client, [thing], created=created, is_listed=False)
-            await list_segments(client, [segment], clock=lambda: created)
+            await list_segments(client, [segment], clock=lambda: created, sleep=no_sleep)
             return segment
 
         jobs = (
