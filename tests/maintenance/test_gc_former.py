@@ -315,6 +315,7 @@ async def test_a_gc_that_dies_between_tag_and_version_finds_it_again() -> None:
     cache = Cache("both", keeps_listed=True)
     unnoticed = await cache.publish_unnoticed()
     cache.now += OPTIONS.grace + DAY
+    cache.steps.clear()
     trial = cache.copy()
     await trial.collect()
     cache.crash_at = trial.steps.index(f"remove {unnoticed}") + 1
