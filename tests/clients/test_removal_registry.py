@@ -149,6 +149,28 @@ async def test_quay_deletes_for_who_may_push(story: Story) -> None:
     assert story.tagged not in story.held
 
 
+@pytest.mark.parametrize(
+    ("status", "error"),
+    [
+        (400, {"code": "GOOGLE_MANIFEST_DANGLING_PARENT_IMAGE"}),
+        (403, {"code": "DENIED", "message": "the image is referenced by another"}),
+        (409, {"code": "MANIFEST_REFERENCED"}),
+        (412, {}),
+        (400, {"code": "VIOLATE_FOREIGN_KEY_CONSTRAINT"}),
+    ],
+)
+async def test_any_of_status_code_and_words_tells_it(
+    story: Story, status: int, error: dict[str, str]
+) -> None:
+    """Each registry says it by one of them."""
+    body = json.dumps({"errors": [error]}).encode()
+    headers = {"Content-Type": "application/json"}
+    story.ghcr.fault("manifest-delete", "status", status=status, body=body, headers=headers, times=None)
+    async with story.remover() as remover:
+        with pytest.raises(ReferencedError):
+            await remover.remove(story.listed)
+
+
 @pytest.mark.parametrize("persona", ["ghcr", *PERSONAS])
 async def test_who_keeps_what_an_index_lists_is_known_by_its_challenge(story: Story, persona: str) -> None:
     """From the first request on, without one more; GitLab and Forgejo name their services alike."""
