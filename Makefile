@@ -11,7 +11,7 @@ help:
 	@echo 'make install  the program, with dependencies of its own, into PREFIX: $(PREFIX); make uninstall removes it'
 	@echo 'make test     every check: lint, types, layers, tests'
 	@echo 'make soak     the tests that take minutes: load, faults, large searches'
-	@echo 'make registries  the journey of a cache at crane'"'"'s registry and at distribution 3, which are built first (needs Go)'
+	@echo 'make registries  the journey of a cache at every registry'"'"'s double with 200 MiB, and at crane'"'"'s and distribution 3, built first (needs Go)'
 	@echo 'make reliability  run the fault matrix, and write docs/reliability.md anew from what came of it'
 	@echo 'make pictures  take the pictures of the page in docs/pictures anew'
 	@echo 'make bench    measure side by side with what a user would take instead; tables and a chart go to bench/results'
@@ -80,7 +80,7 @@ tests: setup
 soak: setup programs
 	$(BIN)/pytest -m soak -s
 
-# Not a part of `make test`: building them takes minutes.
+# Not a part of `make test`: building them takes minutes, and large blobs another.
 registries: setup
 	@scripts/go-programs '$(BIN)' registries || true
 	$(BIN)/pytest -m registries

@@ -13,7 +13,7 @@ from datetime import datetime
 from typing import Final
 
 from nixcache_oci.cache.cache_index import INDEX_TAG, CacheIndex
-from nixcache_oci.cache.former import remembering
+from nixcache_oci.cache.former import VersionTag, remembering, tags_versions
 from nixcache_oci.cache.index_repair import IndexRepair, Tell, may_be_about_a_child, name_child
 from nixcache_oci.cache.listing import Listing, Union, found_or_none, read_union
 from nixcache_oci.cache.segment import Segment
@@ -89,7 +89,8 @@ async def write_index(
 
     A segment whose manifest is missing, though no gc deleted it, is not carried over, because registries
     refuse an index that lists it. A new segment lists what is left of it. Where nobody can list what has no
-    tag, the index remembers the version that it replaces, and the segments that it lists no more.
+    tag, the index remembers the version that it replaces, and the segments that it lists no more; see
+    ``tags_versions``, too.
 
     Args:
         repository: of the cache.
@@ -117,17 +118,18 @@ async def write_index(
         index = await index_repair.repair(await change(union), union.untagged)
         digest = Digest.of(index.render())
         if digest != union.digest:  # else another writer wrote the same, or the last try became visible late
+            time = clock()
             if not repository.can_list_untagged:
-                index = remembering(index, [*_find_replaced(union, index), *overwritten], clock())
+                index = remembering(index, [*_find_replaced(union, index), *overwritten], time)
             try:
-                digest = await _push_index(repository, index)
+                digest = await _push_index(repository, index, time)
             except RegistryError as error:
                 if not may_be_about_a_child(error):
                     raise
                 repaired = await index_repair.repair(index, index.segments)
                 if repaired == index:
                     raise name_child(error, index) from None
-                index, digest = repaired, await _push_index(repository, repaired)
+                index, digest = repaired, await _push_index(repository, repaired, time)
             # Registries lag: a first push may not be visible at once.
             if await found_or_none(repository.resolve(INDEX_TAG)) != digest:
                 _log.info("another writer came between")
@@ -145,5 +147,10 @@ def _find_replaced(union: Union, index: CacheIndex) -> list[Digest]:
     return [union.digest, *left] if union.digest is not None and union.version1 is None else left
 
 
-async def _push_index(repository: Repository, index: CacheIndex) -> Digest:
-    return await repository.push_manifest(INDEX_TAG, index.render(), media_type.IMAGE_INDEX)
+async def _push_index(repository: Repository, index: CacheIndex, time: datetime) -> Digest:
+    content = index.render()
+    if tags_versions(repository, index):
+        # First: whatever comes between, gc finds it.
+        tag = VersionTag(time, Digest.of(content))
+        await repository.push_manifest(str(tag), content, media_type.IMAGE_INDEX)
+    return await repository.push_manifest(INDEX_TAG, content, media_type.IMAGE_INDEX)

@@ -41,6 +41,11 @@ class Layout:
         """``index.json`` names them, and removing takes what it does not name."""
         return True
 
+    @property
+    def keeps_listed(self) -> bool:
+        """Removing takes no notice of what an index lists."""
+        return False
+
     async def resolve(self, tag_or_digest: str) -> Digest:
         """Return the digest of the manifest that a tag points at; a missing manifest is damage."""
         return await asyncio.to_thread(self._folder.resolve, tag_or_digest)

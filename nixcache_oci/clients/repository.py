@@ -55,6 +55,10 @@ class Repository(Protocol):
     def can_list_untagged(self) -> bool:
         """Whether its ``Remover`` finds what no tag points at; elsewhere the index has to remember it."""
 
+    @property
+    def keeps_listed(self) -> bool:
+        """Whether it is known to delete no manifest that an image index lists."""
+
     async def resolve(self, tag_or_digest: str) -> Digest:
         """Return the digest of the manifest that a tag points at, without fetching it."""
 

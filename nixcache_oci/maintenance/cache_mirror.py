@@ -12,8 +12,9 @@ from pathlib import Path
 from typing import Final
 
 from nixcache_oci.cache.blob_damage import raise_unless_damage
-from nixcache_oci.cache.cache_index import INDEX_TAG
-from nixcache_oci.cache.commit import list_segments
+from nixcache_oci.cache.cache_index import INDEX_TAG, CacheIndex
+from nixcache_oci.cache.commit import list_segments, write_index
+from nixcache_oci.cache.former import with_notes_of
 from nixcache_oci.cache.listing import Union, read_union, require_cache
 from nixcache_oci.cache.nar_url import NarUrl
 from nixcache_oci.cache.parallel import run_all
@@ -172,15 +173,25 @@ class Mirror:
         return path
 
     async def _list(self, union: Union, copied: Sequence[Segment]) -> None:
-        """Copy the source's index, with marks and watermark, unless the destination has more or less."""
+        """Copy the source's index, with marks and watermark, unless the destination has more or less.
+
+        It is verbatim where the destination has none, or lists by itself what has no tag; else it keeps in
+        it what it remembers.
+        """
         there = await read_union(self._destination)
         listed = _manifests(union.index.segments)
         is_whole = union.is_complete and listed == _manifests(copied)
         if is_whole and there.version1 is None and _manifests(there.index.segments) <= listed:
             stored = await self._source.get_manifest(INDEX_TAG)
             if stored.digest == union.digest:
-                if there.digest != stored.digest:
-                    await self._destination.push_manifest(INDEX_TAG, stored.content, stored.media_type)
+                index = CacheIndex.parse(stored.content)
+
+                async def change(found: Union) -> CacheIndex:
+                    is_verbatim = self._destination.can_list_untagged or found.digest is None
+                    noted = index if is_verbatim else with_notes_of(index, found.index)
+                    return noted.with_segments(found.index.segments)
+
+                await write_index(self._destination, copied, change, tell=self._progress.warn)
                 return
         await list_segments(self._destination, copied, tell=self._progress.warn)
 

@@ -7,8 +7,8 @@ import pytest
 
 from nixcache_oci.cache.cache_index import MAX_INDEX_BYTES, CacheIndex
 from nixcache_oci.cache.commit import list_segments
-from nixcache_oci.cache.former import MAX_FORMER, forgetting, read_former, remembering
-from nixcache_oci.cache.segment import Segment
+from nixcache_oci.cache.former import MAX_FORMER, VersionTag, forgetting, read_former, remembering
+from nixcache_oci.cache.segment import Segment, SegmentTag
 from nixcache_oci.cache.timestamp import format_time
 from nixcache_oci.cache.writer import push_segment
 from nixcache_oci.oci import media_type
@@ -84,6 +84,25 @@ def test_the_newest_are_kept() -> None:
     assert kept == [*many, newest][-len(kept) :]
 
 
+@pytest.mark.parametrize(
+    "tag",
+    [
+        *("cache-index", "cache-index-", f"cache-index-20261121t031500z-{'a' * 63}"),
+        f"cache-index-20261121T031500Z-{'A' * 64}",
+        f"cache-index-20261321t031500z-{'a' * 64}",
+        f"segment-20261121t031500z-{'a' * 64}",
+    ],
+)
+def test_any_other_tag_is_not_a_versions(tag: str) -> None:
+    """Nor does a version's tag count as a segment's."""
+    assert VersionTag.parse(tag) is None
+    [manifest] = names(1)
+    text = str(VersionTag(CREATED, manifest))
+    assert text == f"cache-index-20261121t031500z-{manifest.hex}"
+    assert VersionTag.parse(text) == VersionTag(CREATED, manifest)
+    assert SegmentTag.parse(text) is None
+
+
 class ForgetfulRepository(ModelRepository):
     can_list_untagged = False
 
@@ -111,6 +130,26 @@ async def test_each_writer_remembers_what_it_replaced() -> None:
     index = CacheIndex.parse(storage.manifests[storage.tags["cache-index"]])
     assert read_former(index).keys() == {*replaced, *others}
     assert storage.manifests.keys() >= {*replaced, *others}
+
+
+async def test_a_version_has_its_own_tag_before_it_counts() -> None:
+    """Only where the registry keeps what an index lists: elsewhere, not one request is added."""
+    steps: list[str] = []
+
+    async def note(step: str) -> None:
+        if step.startswith("push manifest cache-index"):
+            steps.append(step.split(" ")[2])
+
+    repository = ForgetfulRepository(ModelStorage(), note)
+    await _publish(repository, 1)
+    assert steps == ["cache-index"]
+    repository.keeps_listed = True
+    await _publish(repository, 2)
+    manifest = await repository.resolve("cache-index")
+    assert steps[1:] == [str(VersionTag(CREATED + 2 * SECOND, manifest)), "cache-index"]
+    repository.can_list_untagged = True
+    await _publish(repository, 3)
+    assert steps[3:] == ["cache-index"]
 
 
 async def test_nothing_is_noted_where_it_can_be_listed() -> None:

@@ -12,7 +12,7 @@ from nixcache_oci.oci.digest import Digest
 from nixcache_oci.oci.media_type import IMAGE_INDEX, IMAGE_MANIFEST
 from tests.clients.registry_helper import NAME, opened, owner
 from tests.support.ghcr import GhcrDouble
-from tests.support.ghcr_manners import PERSONAS, Refusal
+from tests.support.ghcr_manners import PERSONAS, Manners, Refusal
 from tests.support.skopeo import manifest_of
 
 TAG = f"segment-20261121T031500Z-{'a' * 64}"
@@ -147,3 +147,38 @@ async def test_quay_deletes_for_who_may_push(story: Story) -> None:
     async with story.remover() as remover:
         await remover.remove(story.tagged, [TAG])
     assert story.tagged not in story.held
+
+
+@pytest.mark.parametrize(
+    ("status", "error"),
+    [
+        (400, {"code": "GOOGLE_MANIFEST_DANGLING_PARENT_IMAGE"}),
+        (403, {"code": "DENIED", "message": "the image is referenced by another"}),
+        (409, {"code": "MANIFEST_REFERENCED"}),
+        (412, {}),
+        (400, {"code": "VIOLATE_FOREIGN_KEY_CONSTRAINT"}),
+    ],
+)
+async def test_any_of_status_code_and_words_tells_it(
+    story: Story, status: int, error: dict[str, str]
+) -> None:
+    """Each registry says it by one of them."""
+    body = json.dumps({"errors": [error]}).encode()
+    headers = {"Content-Type": "application/json"}
+    story.ghcr.fault("manifest-delete", "status", status=status, body=body, headers=headers, times=None)
+    async with story.remover() as remover:
+        with pytest.raises(ReferencedError):
+            await remover.remove(story.listed)
+
+
+@pytest.mark.parametrize("persona", ["ghcr", *PERSONAS])
+async def test_who_keeps_what_an_index_lists_is_known_by_its_challenge(story: Story, persona: str) -> None:
+    """From the first request on, without one more; GitLab and Forgejo name their services alike."""
+    manners = PERSONAS.get(persona, Manners())
+    story.ghcr.behave(manners)
+    story.ghcr.name_parts = None
+    async with opened(story.ghcr.host, owner(story.ghcr), push=True) as registry:
+        assert not registry.keeps_listed
+        await registry.list_tags()
+        assert registry.keeps_listed == (manners.still_referenced is not None)
+        assert story.ghcr.count("ping") == 0

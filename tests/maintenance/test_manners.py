@@ -45,6 +45,9 @@ async def test_what_a_registry_does_otherwise_is_said(ghcr: GhcrDouble) -> None:
     found = await check(ghcr)
     assert found["tags"].text == "1 tag, listed in pages of its own size"
     assert found["artifact type"].text == "not taken: segments go without it, and their tables tell"
+    assert found["deletion"].text.startswith("allowed, but an index goes before what it lists")
+    ghcr.still_referenced = None
+    assert (await check(ghcr))["deletion"].text == "allowed: what was made to try it is gone"
 
 
 async def test_what_is_refused_is_a_warning(ghcr: GhcrDouble) -> None:
@@ -54,7 +57,7 @@ async def test_what_is_refused_is_a_warning(ghcr: GhcrDouble) -> None:
     found = await check(ghcr)
     assert found["chunks"].level is found["deletion"].level is Level.WARNING
     assert "cannot be sent: push a blob in a chunk: " in found["chunks"].text
-    assert "gc cannot delete, and one manifest of doctor's stays" in found["deletion"].text
+    assert "gc cannot delete, and manifests of doctor's stay" in found["deletion"].text
 
 
 async def test_a_registry_that_takes_no_manifest_is_wrong(ghcr: GhcrDouble) -> None:

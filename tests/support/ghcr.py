@@ -218,13 +218,6 @@ class GhcrDouble(Manners):
         assert manifest is not None
         self._store.delete_version(name, manifest.version)
 
-    def drop_untagged(self, name: str) -> None:
-        """Apply a registry's own rule for manifests without a tag."""
-        held = self._held(name)
-        for manifest in list(held.manifests.values()):
-            if not held.tags_of(manifest.digest):
-                self._store.delete_version(name, manifest.version)
-
     def sweep(self) -> list[Digest]:
         """Collect garbage: blobs that no manifest of their repository names are gone."""
         return self._store.sweep()

@@ -155,7 +155,7 @@ class Target:
 
 _PACKAGE = r"/api/(?P<kind>users|orgs)/(?P<owner>[^/]+)/packages/container/(?P<package>[^/]+)"
 _TABLE: tuple[tuple[re.Pattern[str], dict[str, Operation]], ...] = (
-    (re.compile(r"/token"), {"GET": "token"}),
+    (re.compile(r"/token|/jwt/auth"), {"GET": "token"}),
     (re.compile(r"/v2/?"), {"GET": "ping", "HEAD": "ping"}),
     (
         re.compile(r"/v2/(?P<name>.+)/manifests/(?P<reference>[^/]+)"),

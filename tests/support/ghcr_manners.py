@@ -21,6 +21,8 @@ class Manners:
         public: names of repositories that they may read all the same.
         anonymous_status: what a request without Authorization gets, where it is refused; only 401 carries a
             challenge, and ``/v2/`` always answers 401.
+        service: what a challenge names.
+        token_path: of the token service.
         is_basic: whether the password itself goes with each request, without a token service.
         wrong_password_status: what a password that is wrong, or has expired, gets where ``is_basic``; ECR
             says it with 403 DENIED.
@@ -74,6 +76,8 @@ class Manners:
     private: bool = True
     public: frozenset[str] = frozenset()
     anonymous_status: Literal[401, 403, 404] = 401
+    service: str = "ghcr.io"
+    token_path: Literal["/token", "/jwt/auth"] = "/token"
     is_basic: bool = False
     wrong_password_status: Literal[401, 403] = 401
     token_seconds: float = 300
@@ -122,6 +126,7 @@ _MB: Final = 10**6
 
 PERSONAS: Final[dict[str, Manners]] = {
     "docker-hub": Manners(
+        service="registry.docker.io",
         name_parts=2,
         deletes=True,
         deletes_tags=True,
@@ -145,6 +150,7 @@ PERSONAS: Final[dict[str, Manners]] = {
         deletes=True,
     ),
     "harbor": Manners(
+        service="harbor-registry",
         delete_right="delete",
         blob_get_redirects=False,
         serves_ranges=True,
@@ -153,12 +159,15 @@ PERSONAS: Final[dict[str, Manners]] = {
         still_referenced=(412, "VIOLATE_FOREIGN_KEY_CONSTRAINT"),
     ),
     "gitlab": Manners(
+        service="container_registry",
+        token_path="/jwt/auth",
         refuses_artifact_type=True,
         delete_right="delete",
         deletes=True,
         still_referenced=(409, "MANIFEST_REFERENCED"),
     ),
     "ecr": Manners(
+        service="ecr.amazonaws.com",
         is_basic=True,
         wrong_password_status=403,
         tags_n_limit=(1000, (405, "UNSUPPORTED")),
@@ -169,6 +178,7 @@ PERSONAS: Final[dict[str, Manners]] = {
     ),
     "ecr-public": Manners(relative_location=False, tags_n_limit=(1000, (405, "UNSUPPORTED")), deletes=True),
     "google": Manners(
+        service="europe-docker.pkg.dev",
         deletes=True,
         deletes_tags=True,
         still_tagged=(400, "GOOGLE_MANIFEST_DANGLING_TAG"),
@@ -212,6 +222,7 @@ PERSONAS: Final[dict[str, Manners]] = {
     "digitalocean": Manners(deletes=True),
     "scaleway": Manners(deletes=True),
     "forgejo": Manners(
+        service="container_registry",
         folds_tags=True,
         link="always",
         refuses_doubled=True,
@@ -223,6 +234,7 @@ PERSONAS: Final[dict[str, Manners]] = {
         deletes=True,
     ),
     "gitea": Manners(
+        service="container_registry",
         folds_tags=True,
         link="always",
         refuses_doubled=True,

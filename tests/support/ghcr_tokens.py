@@ -19,7 +19,6 @@ from tests.support.ghcr_store import GhcrStore
 from tests.support.ghcr_wire import Answer, json_answer, oci_error
 
 _URL_SECONDS = 300.0
-SERVICE = "ghcr.io"
 _SCOPE = re.compile(r"repository:(?P<name>[^:\s]+):(?P<actions>[a-z*,]+)")
 _DENIED = oci_error(403, "DENIED", "requested access to the resource is denied")
 _LINKED_ELSEWHERE = oci_error(403, "DENIED", "permission_denied: write_package")
@@ -98,8 +97,11 @@ class TokenService:
         grant = self._grants.get(token) if scheme.lower() == "bearer" else None
         if grant is None or grant.epoch != self._epoch or time.monotonic() > grant.expires:
             actions = "pull" if action == "pull" else "pull,push"
+            path = self._manners.token_path
             scope = f"repository:{name}:{actions}" if name else "repository:user/image:pull"
-            challenge = f'Bearer realm="http://{host}/token",service="{SERVICE}",scope="{scope}"'
+            challenge = (
+                f'Bearer realm="http://{host}{path}",service="{self._manners.service}",scope="{scope}"'
+            )
             return oci_error(401, "UNAUTHORIZED", "authentication required", {"WWW-Authenticate": challenge})
         return self._refuse_action(name, action, grant.rights.get(name or "", frozenset()))
 
@@ -118,7 +120,7 @@ class TokenService:
             return oci_error(
                 403, "DENIED", "Your authorization token has expired. Reauthenticate and try again."
             )
-        challenge = {"WWW-Authenticate": f'Basic realm="http://{host}/"'}
+        challenge = {"WWW-Authenticate": f'Basic realm="http://{host}/",service="{self._manners.service}"'}
         return oci_error(401, "UNAUTHORIZED", "authentication required", challenge)
 
     def _refuse_action(self, name: str | None, action: str, rights: frozenset[str]) -> Answer | None:

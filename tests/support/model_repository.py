@@ -29,6 +29,7 @@ class ModelRepository:
 
     name = "model"
     can_list_untagged = True
+    keeps_listed = False
 
     def __init__(self, storage: ModelStorage, before: Callable[[str], Awaitable[None]]) -> None:
         self._storage = storage

@@ -88,7 +88,7 @@ async def publish(
     header = TableHeader(created, source, tuple(str(key.public_key) for key in keys))
     segment = await push_segment(repository, Table(header, tuple(records), tuple(narinfos)), layers)
     if is_listed:
-        assert await list_segments(repository, [segment])
+        assert await list_segments(repository, [segment], clock=lambda: created)
     return segment
 
 

@@ -33,6 +33,7 @@ class SlowRepository:
 
     name = "slow"
     can_list_untagged = True
+    keeps_listed = False
 
     def __init__(self) -> None:
         self.blobs: dict[Digest, bytes] = {}

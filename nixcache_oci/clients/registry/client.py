@@ -18,7 +18,7 @@ from nixcache_oci.clients.http.reply import BufferedReply
 from nixcache_oci.clients.http.request_body import Body
 from nixcache_oci.clients.http.retry import RetryPolicy
 from nixcache_oci.clients.registry.blobs import NEEDS_REASON, Downloads
-from nixcache_oci.clients.registry.removal import delete_manifest
+from nixcache_oci.clients.registry.removal import delete_manifest, keeps_listed
 from nixcache_oci.clients.registry.tags import Tags
 from nixcache_oci.clients.registry.transport import Call, Transport
 from nixcache_oci.clients.registry.uploads import Uploads
@@ -99,6 +99,12 @@ class Registry:
     def can_list_untagged(self) -> bool:
         """Whether its remover lists what has no tag, as GitHub's API does."""
         return self._can_list_untagged
+
+    @property
+    def keeps_listed(self) -> bool:
+        """Whether its challenge was of a registry that deletes nothing that an image index lists."""
+        challenge = self._transport.challenge
+        return challenge is not None and keeps_listed(challenge.parameters)
 
     async def close(self) -> None:
         """Close all connections."""

@@ -2,13 +2,16 @@
 
 By the specification a manifest is deleted by its digest, with its tags. Google and Docker Hub refuse
 what still has a tag: the tag goes first. They, Harbor, GitLab and ECR refuse what an image index lists: the
-index has to go first, which is the caller's business. Statuses and codes differ.
+index has to go first, which is the caller's business. Statuses and codes differ. The latter are known by the
+token service that their challenge names; GitLab and Forgejo share a name.
 
 Sources: OCI distribution specification, "Deleting manifests"; the registries' code, documentation and answers
-that users report (genuinetools/reg#136, gcr-cleaner#118 and #130).
+that users report (genuinetools/reg#136, gcr-cleaner#118 and #130; for challenges, GitLab's documentation,
+containers/image, NVIDIA/enroot#59).
 """
 
-from collections.abc import Awaitable, Callable, Iterable
+import re
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 from http import HTTPStatus
 from typing import Final
 
@@ -36,6 +39,16 @@ _MAYBE_TAGGED: Final = frozenset({HTTPStatus.BAD_REQUEST, HTTPStatus.FORBIDDEN, 
 _REFERENCED: Final = frozenset(
     {"GOOGLE_MANIFEST_DANGLING_PARENT_IMAGE", "MANIFEST_REFERENCED", "VIOLATE_FOREIGN_KEY_CONSTRAINT"}
 )
+_KEEPS_LISTED: Final = re.compile(
+    r"registry\.docker\.io .*|harbor-registry .*|container_registry .*/jwt/auth|ecr\.amazonaws\.com .*"
+    r"|(?:.+-docker\.pkg\.dev|(?:.+\.)?gcr\.io) .*"
+)
+
+
+def keeps_listed(challenge: Mapping[str, str]) -> bool:
+    """Tell by a challenge's parameters whether a registry deletes no manifest that an image index lists."""
+    named = f"{challenge.get('service', '')} {challenge.get('realm', '')}"
+    return _KEEPS_LISTED.fullmatch(named) is not None
 
 
 async def delete_manifest(

@@ -56,7 +56,10 @@ class Token:
 
 
 class Authorizer:
-    """Provides the Authorization for one repository and scope; ``ask`` sends a request for a token."""
+    """Provides the Authorization for one repository and scope; ``ask`` sends a request for a token.
+
+    ``challenge`` is what the registry last asked for.
+    """
 
     def __init__(
         self,
@@ -78,7 +81,7 @@ class Authorizer:
         self._refused_at = 0.0
         self._withheld: Credentials | None = None
         self._push = push
-        self._challenge: Challenge | None = None
+        self.challenge: Challenge | None = None
         self._is_guarded = False
         self._token: Token | None = None
         self._fetch: asyncio.Task[Token] | None = None
@@ -95,9 +98,9 @@ class Authorizer:
 
     async def get(self) -> str | None:
         """Return the value of Authorization; None until the registry asked, HttpError for want of a token."""
-        if self._challenge is None:
+        if self.challenge is None:
             return None
-        if self._challenge.scheme == "basic":
+        if self.challenge.scheme == "basic":
             self._credentials = await self._find()
             if self._credentials and self._is_shown_to(self._origin, self._credentials):
                 return _basic(self._credentials)
@@ -123,7 +126,7 @@ class Authorizer:
         challenge = bearer or next((each for each in challenges if each.scheme == "basic"), None)
         if challenge is None:
             return False
-        self._challenge = challenge
+        self.challenge = challenge
         self._is_guarded = is_guarded
         if self._token is not None and refused == f"Bearer {self._token.value}":
             self._token = None
@@ -137,7 +140,7 @@ class Authorizer:
 
         ``refused`` is the request's Authorization: another request may have found newer ones since.
         """
-        if self._challenge is None:
+        if self.challenge is None:
             return False
         if await self.get() != refused:
             return True
@@ -264,7 +267,7 @@ class Authorizer:
             self._actions = tuple(action for action in self._actions if action != "delete")
 
     def _parameters(self) -> dict[str, str]:
-        return self._challenge.parameters if self._challenge else {}
+        return self.challenge.parameters if self.challenge else {}
 
     def _realm(self) -> URL:
         """Read the URL of the token service; HttpError if the challenge has none."""

@@ -154,6 +154,11 @@ class Transport:
             reference.host, str(reference), push, reference.plain_http, lambda: self._tokens.source
         )
 
+    @property
+    def challenge(self) -> Challenge | None:
+        """What the registry last asked for; None if it did not yet."""
+        return self._tokens.challenge
+
     async def close(self) -> None:
         """Close all connections."""
         await self._tokens.close()

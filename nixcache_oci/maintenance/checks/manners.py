@@ -1,7 +1,7 @@
 """Checks of what a registry takes from a publisher and gc, by trying it: registries differ.
 
-What is made for that is a blob of two bytes and a manifest without a tag, which no cache counts; the manifest
-is deleted again, if the registry does that.
+What is made for that is a blob of two bytes, a manifest, and an index that lists it. They have no tag, and no
+cache counts them; the latter two are deleted again, if the registry does that.
 """
 
 from contextlib import AsyncExitStack, suppress
@@ -10,12 +10,12 @@ from typing import Final
 from nixcache_oci.clients.credentials import Credentials
 from nixcache_oci.clients.registry.client import Registry, RegistryRemover
 from nixcache_oci.clients.registry.probe import try_chunk
-from nixcache_oci.errors import NotFoundError, RegistryError
+from nixcache_oci.errors import NotFoundError, ReferencedError, RegistryError
 from nixcache_oci.maintenance.checks.finding import Finding, good, warning, wrong
 from nixcache_oci.oci import media_type
-from nixcache_oci.oci.descriptor import EMPTY_CONFIG, EMPTY_CONFIG_CONTENT
+from nixcache_oci.oci.descriptor import EMPTY_CONFIG, EMPTY_CONFIG_CONTENT, Descriptor
 from nixcache_oci.oci.digest import Digest
-from nixcache_oci.oci.manifest import Manifest
+from nixcache_oci.oci.manifest import ImageIndex, Manifest
 from nixcache_oci.oci.reference import RegistryReference
 from nixcache_oci.wording import counted
 
@@ -50,7 +50,7 @@ async def check_manners(reference: RegistryReference, credentials: Credentials |
         stack.push_async_callback(remover.close)
         findings = [await _check_tags(pusher), await _check_chunks(reference, credentials)]
         made, finding = await _check_type(pusher)
-        return [*findings, finding, await _check_deletion(remover, made)]
+        return [*findings, finding, await _check_deletion(pusher, remover, made)]
 
 
 async def _check_tags(registry: Registry) -> Finding:
@@ -73,14 +73,15 @@ async def _check_chunks(reference: RegistryReference, credentials: Credentials |
     return good(CHUNKS, "taken, should a blob be too large for one request")
 
 
-async def _check_type(registry: Registry) -> tuple[Digest | None, Finding]:
+async def _check_type(registry: Registry) -> tuple[Descriptor | None, Finding]:
     """Push a manifest with our artifactType, else without; returns what is there then."""
     refusal = ""
     for artifact_type in (media_type.SEGMENT, None):
         content = Manifest(artifact_type, EMPTY_CONFIG, (EMPTY_CONFIG,), _NOTE).render()
         try:
             await registry.push_blob(EMPTY_CONFIG.digest, EMPTY_CONFIG_CONTENT)
-            made = await registry.push_manifest(str(Digest.of(content)), content, media_type.IMAGE_MANIFEST)
+            made = Descriptor(media_type.IMAGE_MANIFEST, Digest.of(content), len(content))
+            await registry.push_manifest(str(made.digest), content, made.media_type)
         except RegistryError as error:
             refusal = refusal or str(error)
             continue
@@ -89,12 +90,23 @@ async def _check_type(registry: Registry) -> tuple[Digest | None, Finding]:
     return None, wrong(TYPE, f"no manifest is taken, with it or without: {refusal}")
 
 
-async def _check_deletion(remover: RegistryRemover, made: Digest | None) -> Finding:
+async def _check_deletion(registry: Registry, remover: RegistryRemover, made: Descriptor | None) -> Finding:
     if made is None:
         return warning(DELETION, "not tried, as no manifest was taken")
+    content = ImageIndex(manifests=(made,), annotations=_NOTE).render()
+    is_kept = False
     try:
-        await remover.remove(made)
+        index = await registry.push_manifest(str(Digest.of(content)), content, media_type.IMAGE_INDEX)
+        try:
+            await remover.remove(made.digest)
+        except ReferencedError:
+            is_kept = True
+        await remover.remove(index)
+        if is_kept:
+            await remover.remove(made.digest)
     except RegistryError as error:
-        text = f"refused, so gc cannot delete, and one manifest of doctor's stays: {error}"
+        text = f"refused, so gc cannot delete, and manifests of doctor's stay: {error}"
         return warning(DELETION, text, "publishing works; gc needs what the error says")
+    if is_kept:
+        return good(DELETION, "allowed, but an index goes before what it lists: gc takes a grace longer")
     return good(DELETION, "allowed: what was made to try it is gone")

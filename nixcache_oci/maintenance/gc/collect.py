@@ -19,7 +19,13 @@ from typing import Final
 
 from nixcache_oci.cache.cache_index import CacheIndex
 from nixcache_oci.cache.commit import write_index
-from nixcache_oci.cache.former import forgetting, read_former, remembering
+from nixcache_oci.cache.former import (
+    forgetting,
+    noting_keeps_listed,
+    read_former,
+    remembering,
+    tags_versions,
+)
 from nixcache_oci.cache.listing import Union, read_union
 from nixcache_oci.cache.moment import Moment
 from nixcache_oci.cache.progress import SILENT, Progress
@@ -56,6 +62,7 @@ class Collected:
     refused: tuple[tuple[Digest, str], ...] = ()  # by the repository, and why; the next run tries again
     # that former versions of the index list, and when the last of those goes
     waiting: tuple[tuple[Digest, datetime], ...] = ()
+    keeps_listed: bool = False  # whether the repository refused to delete what an index lists
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,7 +123,9 @@ async def carry_out_gc(
         await _check_added(repository, union.index, index)
         index = forgetting(index, prepared.state.forgotten)
         if not repository.can_list_untagged:
-            index = remembering(index, (one.manifest for one in plan.delete), clock())
+            # What a wrong clock dated in the future would stay for ever.
+            late = [tag.manifest for tag in prepared.state.version_tags if tag.written > clock()]
+            index = remembering(index, [*_find_losing_tags(plan), *late], clock())
         return replace(index, source=index.source or options.source)
 
     is_written = plan.changes_index or _must_remember(repository, prepared)
@@ -124,8 +133,17 @@ async def carry_out_gc(
         return Collected(segments, is_index_confirmed=False)
     collected = replace(await _delete(repository, remover, prepared, progress), written=segments)
     rest = None if is_written else _find_rest(prepared, collected)
-    if rest is not None:
-        await _note_idle(repository, rest, {*prepared.state.forgotten, *collected.deleted}, clock, sleep)
+    has_learned = collected.keeps_listed and not tags_versions(repository, prepared.state.index)
+
+    async def note(union: Union) -> CacheIndex:
+        """Note that nothing is left to do, or what was found out; another writer's index may stand."""
+        _require_version2(repository, union)
+        index = forgetting(union.index, {*prepared.state.forgotten, *collected.deleted})
+        index = noting_keeps_listed(index) if has_learned else index
+        return rest.noted_in(index) if rest is not None else index
+
+    if rest is not None or has_learned:
+        await write_index(repository, (), note, clock=clock, sleep=sleep)
     return collected
 
 
@@ -133,8 +151,13 @@ def _must_remember(repository: Repository, prepared: PreparedGc) -> bool:
     """Tell whether the index has to remember what is deleted, or forget what is gone."""
     if len(prepared.state.forgotten) > _MOST_FORGOTTEN:
         return True
-    deleting = {one.manifest for one in prepared.plan.delete}
-    return not repository.can_list_untagged and not deleting <= read_former(prepared.state.index).keys()
+    remembered = read_former(prepared.state.index).keys()
+    return not repository.can_list_untagged and not _find_losing_tags(prepared.plan) <= remembered
+
+
+def _find_losing_tags(plan: GcPlan) -> set[Digest]:
+    """Find what may lose its tag and yet stay, and then has to be found again."""
+    return {one.manifest for one in plan.delete} | {one.digest for one in plan.sweep if one.tags}
 
 
 def _find_rest(prepared: PreparedGc, collected: Collected) -> Rest | None:
@@ -149,22 +172,6 @@ def _find_rest(prepared: PreparedGc, collected: Collected) -> Rest | None:
         return None
     unchanged = [prepared.unchanged, *(until - prepared.state.started for _, until in collected.waiting)]
     return find_rest(prepared.state, prepared.options, min(unchanged))
-
-
-async def _note_idle(
-    repository: Repository,
-    rest: Rest,
-    gone: set[Digest],
-    clock: Callable[[], datetime],
-    sleep: Callable[[float], Awaitable[None]],
-) -> None:
-    """Write that nothing is left to do; another writer's index may stand instead."""
-
-    async def change(union: Union) -> CacheIndex:
-        _require_version2(repository, union)
-        return rest.noted_in(forgetting(union.index, gone))
-
-    await write_index(repository, (), change, clock=clock, sleep=sleep)
 
 
 def _require_version2(repository: Repository, union: Union) -> None:
@@ -191,9 +198,10 @@ async def _delete(
     deleted: list[Digest] = []
     refused: list[tuple[Digest, str]] = []
     waiting: list[tuple[Digest, datetime]] = []
+    keeps_listed = False
     former: dict[Digest, datetime] = {}
     candidates: list[tuple[Digest, tuple[str, ...]]] = [
-        *((one.digest, ()) for one in plan.sweep),
+        *((one.digest, one.tags) for one in plan.sweep),
         *((one.manifest, (str(one.segment.tag),)) for one in plan.delete),
     ]
     if candidates:
@@ -206,6 +214,7 @@ async def _delete(
             try:
                 await remover.remove(manifest, tags)
             except ReferencedError as error:
+                keeps_listed = True
                 since = former.get(manifest)
                 if since is not None and started - since <= grace:
                     waiting.append((manifest, min(since, started) + grace))
@@ -219,7 +228,9 @@ async def _delete(
                 deleted.append(manifest)
                 _log.info("manifest deleted", extra={"fields": {"digest": manifest}})
             stage.advance(1)
-    return Collected(deleted=tuple(deleted), refused=tuple(refused), waiting=tuple(waiting))
+    return Collected(
+        deleted=tuple(deleted), refused=tuple(refused), waiting=tuple(waiting), keeps_listed=keeps_listed
+    )
 
 
 def change_index(

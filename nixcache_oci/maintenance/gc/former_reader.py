@@ -1,6 +1,7 @@
-"""Reads what no tag points at and may go: former versions of the index, and segments that left it.
+"""Reads what may go beside segments: former versions of the index, and what left it and has no tag.
 
-Some repositories can list them; elsewhere the index remembers them. Source: design section 5, promise 7.
+Some repositories can list what has no tag; elsewhere the index remembers it, and some versions have tags of
+their own. Source: design section 2, "Index", and section 5, promise 7.
 """
 
 import logging
@@ -27,6 +28,8 @@ from nixcache_oci.wording import counted
 MOST_YOUNG: Final = 1000
 """Remembered manifests that are kept for the whole grace; older ones go after the minimal age. A cache that
 is published to all day would fill its index with them."""
+MOST_TAGGED: Final = 100
+"""The same, of versions of the index with a tag of their own: all who list the tags read those, too."""
 MOST_OTHER_TAGS: Final = 100
 """Tags of others that are looked at for what they point at; where there are more, nothing is swept."""
 _PARALLEL_REQUESTS: Final = 8
@@ -51,16 +54,21 @@ async def read_untagged(
 async def read_remembered(
     repository: Repository, state: GcState, options: GcOptions, moment: Moment, progress: Progress
 ) -> GcState:
-    """Add to a state what its index remembers and is old enough to go."""
+    """Add to a state what its index remembers, or a version's tag names, and is old enough to go."""
     named = {segment.manifest for segment in state.index.segments} | {tag.manifest for tag in state.tags}
     named |= {one.digest for one in state.former_indexes}
-    remembered = {digest: since for digest, since in read_former(state.index).items() if digest not in named}
-    surplus = len(remembered) - MOST_YOUNG
+    tagged = {tag.manifest: tag for tag in state.version_tags}
+    remembered = read_former(state.index)
+    since_of = {digest: tag.written for digest, tag in tagged.items()} | remembered
+    ranked = sorted(since_of.keys() - named, key=lambda digest: (since_of[digest], digest))
+    surplus = {*ranked[:-MOST_YOUNG], *[digest for digest in ranked if digest in tagged][:-MOST_TAGGED]}
     due: list[FormerIndex] = []
-    for rank, (digest, since) in enumerate(remembered.items()):
+    for digest in ranked:
+        since = since_of[digest]
         is_over = moment.is_long_past(since, options.grace)
-        if is_over or (rank < surplus and moment.is_long_past(since, options.min_age)):
-            due.append(FormerIndex(digest, since, 0, is_surplus=not is_over))
+        if is_over or (digest in surplus and moment.is_long_past(since, options.min_age)):
+            tags = (str(tagged[digest]),) if digest in tagged else ()
+            due.append(FormerIndex(digest, since, 0, is_surplus=not is_over, tags=tags))
     if not due:
         return state
     if len(state.other_tags) > MOST_OTHER_TAGS:
@@ -74,14 +82,15 @@ async def read_remembered(
             (_read(repository, one.digest, one.created) for one in due), _PARALLEL_REQUESTS, stage
         )
     found = [
-        replace(one, is_surplus=asked.is_surplus)
+        replace(one, is_surplus=asked.is_surplus, tags=asked.tags)
         for asked, one in zip(due, read, strict=True)
         if one is not None
     ]
     # An index goes before the segments that it lists.
     found.sort(key=lambda one: one.is_segment)
     gone = {one.digest for one in due} - {one.digest for one in found}
-    return replace(state, former_indexes=(*state.former_indexes, *found), forgotten=frozenset(gone))
+    forgotten = frozenset(gone & remembered.keys())
+    return replace(state, former_indexes=(*state.former_indexes, *found), forgotten=forgotten)
 
 
 async def _resolve(repository: Repository, tags: Iterable[str]) -> set[Digest]:

@@ -51,7 +51,7 @@ class PlanRow:
     """One line of the plan, for people."""
 
     action: str  # one word
-    segments: int  # their number; for `sweep`, that of manifests without a tag
+    segments: int  # their number; for `sweep`, that of former indexes
     paths: int  # number of narinfos in them
     size: int  # bytes of all their blobs; for `delete`, only of those that no other segment holds
 
@@ -68,7 +68,7 @@ class GcPlan:
     merge: tuple[Replacement, ...] = ()  # several are replaced by one, and get marks
     unlist: tuple[StoredSegment, ...] = ()  # its mark is older than the grace: leaves the index
     delete: tuple[StoredSegment, ...] = ()  # left the index in an earlier run: leaves the repository
-    sweep: tuple[FormerIndex, ...] = ()  # have no tag, and leave the repository
+    sweep: tuple[FormerIndex, ...] = ()  # are named no more, and leave the repository
     refusals: tuple[str, ...] = ()  # why this plan needs force
     roots: int = 0  # number of paths that count as roots and pins
     freed: int = 0  # bytes that `delete` frees

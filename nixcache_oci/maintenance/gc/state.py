@@ -13,6 +13,7 @@ from functools import cached_property
 from typing import Final, Self
 
 from nixcache_oci.cache.cache_index import CacheIndex
+from nixcache_oci.cache.former import VersionTag
 from nixcache_oci.cache.nar_url import NarUrl
 from nixcache_oci.cache.record import Record
 from nixcache_oci.cache.segment import Segment, SegmentTag
@@ -193,13 +194,14 @@ class StoredSegment:
 
 @dataclass(frozen=True, slots=True)
 class FormerIndex:
-    """A version of ``cache-index`` that no tag points at any more, or a segment of one that has no tag."""
+    """A version of the index that ``cache-index`` left, or a segment of one that has no tag."""
 
     digest: Digest
     created: datetime  # when the repository took it, or the cache ceased to name it
     size: int  # in bytes
     is_segment: bool = False
     is_surplus: bool = False  # whether there are so many newer ones that it goes before the grace is over
+    tags: tuple[str, ...] = ()  # of its own
 
 
 @dataclass(frozen=True, eq=False)
@@ -211,6 +213,7 @@ class GcState:
     former_indexes: tuple[FormerIndex, ...] = ()  # that the repository can list, or the index remembers
     tags: frozenset[SegmentTag] = frozenset()  # of segments
     index: CacheIndex = field(default_factory=CacheIndex)  # with what counts by its tag
+    version_tags: tuple[VersionTag, ...] = ()  # of the index, but for the present one
     other_tags: tuple[str, ...] = ()  # of neither segments nor the index
     forgotten: frozenset[Digest] = frozenset()  # that the index remembers, and the repository has no more
 

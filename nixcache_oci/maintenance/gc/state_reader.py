@@ -16,6 +16,7 @@ from typing import Any, Final
 
 from nixcache_oci.cache.blob_damage import raise_unless_damage
 from nixcache_oci.cache.cache_index import INDEX_TAG
+from nixcache_oci.cache.former import VersionTag
 from nixcache_oci.cache.index_folder import IndexFolder
 from nixcache_oci.cache.listing import MAX_SEGMENTS, found_or_none, read_union, require_cache
 from nixcache_oci.cache.parallel import run_all, run_in_thread
@@ -96,13 +97,15 @@ async def read_state(
         jobs += [reader.read_unlisted(tag) for tag in unlisted]
         read = await run_all(jobs, _PARALLEL_REQUESTS, stage)
     candidates = [version for version in untagged if version.digest != union.digest]
+    versions = [tag for tag in map(VersionTag.parse, listed_tags) if tag is not None]
     return GcState(
         now,
         tuple(segment for segment in read if segment is not None),
         await read_untagged(repository, candidates, progress),
         frozenset(tags),
         union.index,
-        tuple(tag for tag in listed_tags if tag != INDEX_TAG and SegmentTag.parse(tag) is None),
+        tuple(tag for tag in versions if tag.manifest != union.digest),
+        tuple(tag for tag in listed_tags if _is_of_others(tag)),
     )
 
 
@@ -114,6 +117,10 @@ async def list_segment_tags(repository: Repository) -> set[SegmentTag]:
 async def _list_tags(repository: Repository) -> list[str]:
     """List all tags; none if the repository itself says that it does not exist."""
     return await found_or_none(repository.list_tags()) or []
+
+
+def _is_of_others(tag: str) -> bool:
+    return tag != INDEX_TAG and SegmentTag.parse(tag) is None and VersionTag.parse(tag) is None
 
 
 def _parse(tags: Iterable[str]) -> set[SegmentTag]:
