@@ -7,7 +7,7 @@ large; there are limits on the wait for a head, on stalls, and on a minimum rate
 """
 
 import asyncio
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import partial
@@ -26,9 +26,9 @@ from nixcache_oci.clients.http.public_address import (
     is_public,
     spells_private,
 )
-from nixcache_oci.clients.http.reply import Reply, Timeouts
+from nixcache_oci.clients.http.reply import Answer, Reply, Timeouts
 from nixcache_oci.clients.http.request_body import Body, UploadProgress
-from nixcache_oci.clients.http.session import on_connection, open_session, peer_of, tls_context
+from nixcache_oci.clients.http.session import StreamedAnswer, on_connection, open_session, tls_context
 from nixcache_oci.clients.http.url import is_same_origin
 
 CONNECT_SECONDS: Final = 10.0
@@ -153,13 +153,9 @@ class HttpClient:
             headers = dict(request.headers)
             if authorization is not None:
                 headers["Authorization"] = authorization
-            response, transports = await self._send_once(
-                request, url, headers, limits, on_connect, is_guarded=is_guarded
-            )
-            came_from_public = not is_known_private(peer_of(response), url, self._is_public)
-            reply = Reply(
-                response, limits, is_elsewhere=is_elsewhere, is_public=came_from_public, transports=transports
-            )
+            answer = await self._send_once(request, url, headers, limits, on_connect, is_guarded=is_guarded)
+            came_from_public = not is_known_private(answer.peer, url, self._is_public)
+            reply = Reply(answer, limits, is_elsewhere=is_elsewhere, is_public=came_from_public)
             if not request.follows:
                 return reply
             try:
@@ -187,7 +183,7 @@ class HttpClient:
         on_connect: Callable[[], None],
         *,
         is_guarded: bool,
-    ) -> tuple[aiohttp.ClientResponse, Sequence[asyncio.Transport]]:
+    ) -> Answer:
         proxy = find_proxy(url)
         to_proxy = {"Proxy-Authorization": proxy.authorization} if proxy and proxy.authorization else {}
         if url.scheme == "http":  # without a tunnel, the proxy reads the request itself
@@ -211,16 +207,18 @@ class HttpClient:
                     sock_connect=self._timeout.sock_connect,
                     sock_read=limits.first,
                 )
-                return await send_fresh(
+                response = await send_fresh(
                     self._freshness, partial(send, timeout=timeout), again_seconds=limits.again
-                ), ()
+                )
+                return StreamedAnswer(response, limits.first)
             finally:
                 on_connection.reset(token)
         headers["Content-Length"] = str(request.body.size)
         with closing(request.body.pieces()) as pieces, _aborting() as transports:
             progress = UploadProgress(request.body.size, limits.stall, transports)
             async with progress.limited():
-                return await send(data=progress.pass_on(pieces), timeout=self._timeout), transports
+                response = await send(data=progress.pass_on(pieces), timeout=self._timeout)
+                return StreamedAnswer(response, limits.first, transports)
 
     def _session(self, *, is_guarded: bool) -> aiohttp.ClientSession:
         """Open a session; guarded ones are separate, as other idle connections may be private."""

@@ -17,7 +17,7 @@ import logging
 import os
 import re
 import ssl
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextvars import ContextVar
 from typing import Final, cast
 
@@ -197,16 +197,63 @@ def open_session(connector: aiohttp.BaseConnector) -> aiohttp.ClientSession:
     )
 
 
-def peer_of(response: aiohttp.ClientResponse) -> str | None:
-    """Return the IP address that an answer came from; None if unknown, as behind an HTTP proxy."""
-    return response.peer if isinstance(response, GuardedResponse) else None
+class StreamedAnswer:
+    """aiohttp's answer as a ``Reply`` takes it.
 
+    Args:
+        response: requested with this limit for each read.
+        seconds: the limit.
+        transports: that the request's body was sent over.
+    """
 
-def limit_stall(response: aiohttp.ClientResponse, seconds: float) -> None:
-    """Set the timeout for further reads of an answer, which may be shorter than that of the first."""
-    connection = response.connection  # None once all of it has arrived
-    if connection is not None and connection.protocol is not None:
-        connection.protocol.read_timeout = seconds
-        # While reading is paused, the reader takes its time; aiohttp starts the timeout again after that.
-        if connection.transport is None or connection.transport.is_reading():
-            connection.protocol.start_timeout()
+    def __init__(
+        self,
+        response: aiohttp.ClientResponse,
+        seconds: float | None,
+        transports: Sequence[asyncio.Transport] = (),
+    ) -> None:
+        self._response = response
+        self._content = response.content
+        self._seconds = seconds
+        self._transports = transports
+        self.status = response.status
+        self.headers = response.headers
+        self.peer = response.peer if isinstance(response, GuardedResponse) else None
+        # Framing is no progress: chunk extensions, sizes and trailers may go on forever, and each of their
+        # bytes restarts aiohttp's own timeout.
+        self._is_framed = "Content-Length" not in self.headers or "Transfer-Encoding" in self.headers
+
+    async def next(self) -> bytes:
+        """Return the next bytes of the body; none at its end."""
+        try:
+            if self._is_framed:
+                async with asyncio.timeout(self._seconds):
+                    return await self._content.readany()
+            # As received: joining what arrived meanwhile would copy it, and hold it twice.
+            return (await self._content.readchunk())[0]
+        except aiohttp.ClientPayloadError:
+            # aiohttp holds back what arrived before the connection broke, but resuming needs it.
+            if self._content.total_bytes and (rest := self._content._read_nowait(-1)):  # noqa: SLF001  there is no public way
+                return rest
+            raise
+
+    def limit_stall(self, seconds: float) -> None:
+        """Set the timeout for further reads, which may be shorter than that of the first."""
+        self._seconds = seconds
+        connection = self._response.connection  # None once all of it has arrived
+        if connection is not None and connection.protocol is not None:
+            connection.protocol.read_timeout = seconds
+            # While reading is paused, the reader takes its time; aiohttp starts the timeout again after that.
+            if connection.transport is None or connection.transport.is_reading():
+                connection.protocol.start_timeout()
+
+    def close(self) -> None:
+        """Release the connection, or end it if the body was not read to its end.
+
+        If the answer came while the request's body was still being sent, the connection is aborted: closing
+        it would wait for a peer that has stopped reading.
+        """
+        self._response.close()
+        for transport in self._transports:
+            if transport.get_write_buffer_size():
+                transport.abort()
