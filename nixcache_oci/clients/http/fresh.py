@@ -37,12 +37,12 @@ class Freshness:
 
     def __init__(self) -> None:
         self._opened: WeakKeyDictionary[object, float] = WeakKeyDictionary()
-        self._trusted_since = 0.0
+        self.trusted_since = 0.0  # in ``time.monotonic``
         self._drift = time.time() - time.monotonic()
 
     def distrust(self, before: float) -> None:
         """Stop using connections that were opened before a time of ``time.monotonic``."""
-        self._trusted_since = max(self._trusted_since, before)
+        self.trusted_since = max(self.trusted_since, before)
 
     def notice_sleep(self) -> None:
         """Distrust all idle connections after the machine slept, when the monotonic clock stood still.
@@ -56,7 +56,7 @@ class Freshness:
 
     def oldest_for(self, exchange: "Exchange") -> float:
         """Return when the oldest connection that a request may use was opened, in ``time.monotonic``."""
-        return max(self._trusted_since, exchange.opened_after)
+        return max(self.trusted_since, exchange.opened_after)
 
     def take(self, connection: object, exchange: "Exchange") -> bool:
         """Note that a request is about to use a connection, and tell whether it may."""
@@ -101,6 +101,7 @@ class Exchange:
 
 
 exchange_now: ContextVar[Exchange | None] = ContextVar("exchange", default=None)
+
 
 class _Closable(Protocol):
     def close(self) -> object: ...

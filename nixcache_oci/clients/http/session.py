@@ -23,6 +23,7 @@ from typing import Final, cast
 
 import aiohttp
 from aiohttp.connector import Connection
+from yarl import URL
 
 from nixcache_oci.clients.http.fresh import StaleConnectionError, exchange_now
 
@@ -33,7 +34,7 @@ MOST_HEAD_BYTES: Final = 64 * 1024  # of all interim answers and the final head 
 _END: Final = re.compile(rb"\n\r?\n")
 _LONGEST_END: Final = 3
 # Anything else may be an interim answer in disguise, and is counted.
-_FINAL: Final = re.compile(rb"[\r\n]*HTTP/[0-9]\.[0-9] (?:101|[2-9][0-9][0-9])(?![0-9])")
+_FINAL: Final = re.compile(rb"[\r\n]*HTTP/[0-9](?:\.[0-9])? (?:101|[2-9][0-9][0-9])(?![0-9])")
 
 
 class HeadError(aiohttp.ClientError):
@@ -113,6 +114,14 @@ def tls_context(environment: Mapping[str, str] = os.environ) -> ssl.SSLContext |
     return (_read(path) if path else None) or True
 
 
+def trusted_certificates(environment: Mapping[str, str] = os.environ) -> tuple[str | None, str | None]:
+    """Return the file and the folder of the same certificates, where each is there."""
+    if isinstance(tls_context(environment), ssl.SSLContext):
+        return environment[CERT_FILE_VARIABLE].strip(), None
+    usual = ssl.get_default_verify_paths()
+    return usual.cafile, usual.capath
+
+
 @functools.cache
 def _read(path: str) -> ssl.SSLContext | None:
     try:
@@ -126,7 +135,7 @@ def _read(path: str) -> ssl.SSLContext | None:
 
 
 _READ_BUFFER_BYTES: Final = 256 * 1024
-_HEADERS: Final = {"Accept-Encoding": "identity", "User-Agent": "nixcache-oci"}
+HEADERS: Final = {"Accept-Encoding": "identity", "User-Agent": "nixcache-oci"}
 
 
 on_connection: ContextVar[Callable[[asyncio.Transport], None] | None] = ContextVar("connection", default=None)
@@ -151,13 +160,16 @@ class GuardedResponse(aiohttp.ClientResponse):
         finally:
             if self.guard is not None:
                 self.guard.remove()
-        if _log.isEnabledFor(logging.DEBUG):
-            # A URL with a query may be signed, and whoever has it needs no password.
-            url = self.url.origin() if self.url.raw_query_string else self.url.with_user(None)
-            _log.debug(
-                "request", extra={"fields": {"method": self.method, "url": url, "status": self.status}}
-            )
+        log_request(self.method, self.url, self.status)
         return started
+
+
+def log_request(method: str, url: URL, status: int) -> None:
+    """Log an answer, without what may be secret."""
+    if _log.isEnabledFor(logging.DEBUG):
+        # A URL with a query may be signed, and whoever has it needs no password.
+        shown = url.origin() if url.raw_query_string else url.with_user(None)
+        _log.debug("request", extra={"fields": {"method": method, "url": shown, "status": status}})
 
 
 class GuardedRequest(aiohttp.ClientRequest):
@@ -188,7 +200,7 @@ def open_session(connector: aiohttp.BaseConnector) -> aiohttp.ClientSession:
         connector=connector,
         cookie_jar=aiohttp.DummyCookieJar(),
         timeout=aiohttp.ClientTimeout(total=None),
-        headers=_HEADERS,
+        headers=HEADERS,
         auto_decompress=False,
         read_bufsize=_READ_BUFFER_BYTES,
         request_class=GuardedRequest,
