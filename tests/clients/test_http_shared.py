@@ -24,7 +24,18 @@ from tests.support import http2
 from tests.support.http2 import Connection, Exchange, frame, http2_context, speaking
 from tests.support.nginx import nginx_server
 from tests.support.tls import Authority, make_authority
-from tests.support.upstream_server import Asked, Talk, answering, saying, serve, talk, unreachable
+from tests.support.upstream_server import (
+    HASH_PART,
+    Asked,
+    Talk,
+    answering,
+    asking,
+    narinfo_text,
+    saying,
+    serve,
+    talk,
+    unreachable,
+)
 
 _MOST_BYTES: Final = 100_000
 _BODY: Final = b"a small answer"
@@ -421,3 +432,26 @@ async def test_what_a_public_server_names_must_be_public(authority: Authority) -
             with pytest.raises(UpstreamError, match=r"the private address 127\.0\.0\.2 refused"):
                 await fetch(http, f"{url}/x")
         await http.close()
+
+
+async def test_what_a_client_streams_has_a_connection_of_its_own(
+    authority: Authority, opened: list[object]
+) -> None:
+    """Its reader may be slow; narinfos, and what is fetched ahead, share theirs."""
+    asked: list[object] = []
+    peers: list[object] = []
+
+    async def answer(request: web.Request) -> web.Response:
+        asked.append(request.transport and request.transport.get_extra_info("peername"))
+        return web.Response(body=narinfo_text() if request.path.endswith(".narinfo") else _BODY)
+
+    async with serve(answer, tls=authority.server) as url, asking(url) as upstreams:
+        narinfo = await upstreams.find(HASH_PART)
+        assert narinfo is not None
+        _, key, path = narinfo.url.split("/", 2)
+        for ahead_bytes in (len(_BODY), None):
+            async with upstreams.open_nar(key, path, ahead_bytes=ahead_bytes) as nar:
+                assert b"".join([chunk async for chunk in nar.chunks]) == _BODY
+            peers.append(asked[-1])
+    assert len(opened) == 1
+    assert asked[0] == peers[0] != peers[1]
