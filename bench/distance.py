@@ -21,7 +21,7 @@ from typing import cast
 import uvloop
 
 # TCP's, and TLS 1.3's: what is far away is asked over TLS.
-_HANDSHAKE_ROUND_TRIPS = 2
+_HANDSHAKES = 2
 # A sender may be so far ahead of the line, besides what is under way on it.
 _BUFFER_BYTES = 512 * 1024
 
@@ -33,10 +33,12 @@ class Distance:
     Attributes:
         round_trip: seconds.
         rate: bytes a second of each connection, in each direction.
+        handshakes: round trips before the first bytes: one, where TLS makes its own.
     """
 
     round_trip: float
     rate: int = 200_000_000 // 8
+    handshakes: int = _HANDSHAKES
 
     @property
     def milliseconds(self) -> int:
@@ -53,6 +55,7 @@ def at_distance(distance: Distance, *targets: str) -> Iterator[list[str]]:
         targets: ``host:port`` of each.
     """
     line = ["--round-trip", str(distance.round_trip), "--rate", str(distance.rate)]
+    line += ["--handshakes", str(distance.handshakes)]
     with subprocess.Popen(
         [sys.executable, "-m", "bench.distance", *line, *targets], stdout=subprocess.PIPE, text=True
     ) as process:
@@ -159,7 +162,7 @@ class _Near(_End):
             if self.transport is not None:
                 self.transport.abort()
             return
-        self.join(far, self._distance, first_after=_HANDSHAKE_ROUND_TRIPS * self._distance.round_trip)
+        self.join(far, self._distance, first_after=self._distance.handshakes * self._distance.round_trip)
         far.join(self, self._distance)
 
 
@@ -180,9 +183,12 @@ def main() -> None:
     )
     parser.add_argument("--round-trip", type=float, required=True)
     parser.add_argument("--rate", type=int, required=True)
+    parser.add_argument("--handshakes", type=int, default=_HANDSHAKES)
     parser.add_argument("targets", nargs="+")
     arguments = parser.parse_args()
-    uvloop.run(_serve(Distance(arguments.round_trip, arguments.rate), arguments.targets))
+    uvloop.run(
+        _serve(Distance(arguments.round_trip, arguments.rate, arguments.handshakes), arguments.targets)
+    )
 
 
 if __name__ == "__main__":

@@ -18,19 +18,25 @@ http {{
   default_type application/octet-stream;
   client_body_temp_path {folder}/t1; proxy_temp_path {folder}/t2; fastcgi_temp_path {folder}/t3;
   uwsgi_temp_path {folder}/t4; scgi_temp_path {folder}/t5;
-  server {{ listen {address}; {server} }}
+  server {{ listen {listen}; {server} }}
 }}
 """
 _START_SECONDS = 10.0
 
 
 @contextmanager
-def nginx(folder: Path, server: str) -> Iterator[str]:
-    """Run it with the given directives in its one server; gives ``host:port``."""
+def nginx(folder: Path, server: str, *, chain: Path | None = None) -> Iterator[str]:
+    """Run it with the given directives in its one server; gives ``host:port``.
+
+    With ``chain``, a secret key and its certificate, it speaks HTTP/2 over TLS.
+    """
     address = refusing().removeprefix("http://")
     folder.mkdir()
     config = folder / "nginx.conf"
-    config.write_text(_CONFIG.format(folder=folder, address=address, server=server))
+    if chain is not None:
+        server += f" ssl_certificate {chain}; ssl_certificate_key {chain};"
+    listen = address if chain is None else f"{address} ssl http2"
+    config.write_text(_CONFIG.format(folder=folder, listen=listen, server=server))
     arguments = ["-p", str(folder), "-e", "stderr", "-c", str(config)]
     with subprocess.Popen([require_program("nginx"), *arguments]) as program:
         try:

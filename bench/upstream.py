@@ -9,7 +9,7 @@ import urllib.request
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
 
@@ -21,6 +21,7 @@ from bench.places import Client, find_clients, remove_store
 from bench.scenario import OURS, Bench, Measurement
 from tests.support.nix import NixSandbox
 from tests.support.proxy import ProxyProcess
+from tests.support.tls import make_authority
 
 TITLE = "real Nix realises a closure of an upstream into an empty store, over a distance"
 
@@ -46,7 +47,9 @@ class _Setting:
         folder: for proxies.
         clients: versions of Nix.
         public_key: of the cache.
-        host: of nginx with it.
+        url: of nginx with it.
+        tls_url: of another one, over TLS.
+        authority: its certificate's.
         small: refers to layers of small paths.
         mixed: refers to the same, and to large ones.
         large: one of these.
@@ -55,7 +58,9 @@ class _Setting:
     folder: Path
     clients: Sequence[Client]
     public_key: str
-    host: str
+    url: str
+    tls_url: str
+    authority: Path
     small: str
     mixed: str
     large: str
@@ -66,13 +71,18 @@ class _Setting:
         folder = self.folder / "proxy"
         shutil.rmtree(folder, ignore_errors=True)
         settings = {"NIXCACHE_REGISTRY": f"oci:{self.folder}/none", "NIXCACHE_UPSTREAM": upstream}
+        settings["NIX_SSL_CERT_FILE"] = str(self.authority)
         with ProxyProcess(folder, **settings) as proxy:
             yield proxy
 
     def time(self, nix: Client, url: str, path: str) -> float:
         """Realise a path from a cache into an empty store; gives seconds."""
+        environment = nix.nix.environment(substituters=[url], trusted_keys=[self.public_key])
+        environment["NIX_SSL_CERT_FILE"] = str(self.authority)
         begun = time.monotonic()
-        result = nix.nix.realise([path], substituters=[url], trusted_keys=[self.public_key])
+        result = nix.nix.run(
+            "nix-store", "--realise", path, store=nix.nix.new_store(), environment=environment
+        )
         seconds = time.monotonic() - begun
         result.check()
         remove_store(result.store)
@@ -84,21 +94,33 @@ def run(bench: Bench) -> None:
     count = 60 if bench.is_quick else 300
     with tempfile.TemporaryDirectory() as name, _prepare(Path(name), count) as setting:
         bench.note("Nix", ", ".join(nix.version for nix in setting.clients))
+        small = f"{count} small paths"
         for distance in _DISTANCES:
-            with at_distance(distance, setting.host) as (host,):
+            with _far(distance, setting.url) as url:
                 for nix in setting.clients:
-                    _compare(bench, setting, distance, host, nix, f"{count} small paths", setting.small)
-                    _compare(bench, setting, distance, host, nix, "the same and 10 of 20 MB", setting.mixed)
-                _compare_large(bench, setting, distance, host)
+                    _compare(bench, setting, distance, url, nix, small, setting.small)
+                    _compare(bench, setting, distance, url, nix, "the same and 10 of 20 MB", setting.mixed)
+                _compare_large(bench, setting, distance, url)
+        distance = replace(_DISTANCES[0], handshakes=1)
+        with _far(distance, setting.tls_url) as url:
+            for nix in setting.clients:
+                _compare(bench, setting, distance, url, nix, f"{small} over TLS", setting.small)
+
+
+@contextmanager
+def _far(distance: Distance, url: str) -> Iterator[str]:
+    scheme, separator, host = url.partition("://")
+    with at_distance(distance, host) as (far,):
+        yield scheme + separator + far
 
 
 def _compare(
-    bench: Bench, setting: _Setting, distance: Distance, host: str, nix: Client, what: str, path: str
+    bench: Bench, setting: _Setting, distance: Distance, url: str, nix: Client, what: str, path: str
 ) -> None:
     series = Series(f"{what}, Nix {nix.version}", "s", at=distance.milliseconds, axis="ms round trip")
 
     def ours() -> Measurement:
-        with setting.proxy(f"http://{host}") as proxy:
+        with setting.proxy(url) as proxy:
             cold = setting.time(nix, proxy.url, path)
             bench.figures.record(series, _AGAIN, setting.time(nix, proxy.url, path))
             bench.note(f"counters after {series}", json.dumps(proxy.status()["counters"]))
@@ -107,26 +129,26 @@ def _compare(
     bench.compare(
         {
             OURS: ours,
-            _ITSELF: lambda: {series: setting.time(nix, f"http://{host}", path)},
-            _FLOOR: lambda: {series: setting.time(nix, f"http://{setting.host}", path)},
+            _ITSELF: lambda: {series: setting.time(nix, url, path)},
+            _FLOOR: lambda: {series: setting.time(nix, setting.url, path)},
         }
     )
-    is_judged = distance is _DISTANCES[0] and path == setting.small
+    is_judged = distance.round_trip == _DISTANCES[0].round_trip and path == setting.small
     bench.expect(
         Target(series, OURS, _MOST_OF_ITSELF[nix.loads_at_once] if is_judged else 1.0, beside=_ITSELF)
     )
 
 
-def _compare_large(bench: Bench, setting: _Setting, distance: Distance, host: str) -> None:
+def _compare_large(bench: Bench, setting: _Setting, distance: Distance, upstream: str) -> None:
     """Download one large NAR while the small ones are fetched ahead."""
     series = Series(
         "one NAR of 20 MB", "MB/s", better="higher", at=distance.milliseconds, axis="ms round trip"
     )
-    url = _nar_url(f"http://{host}", setting.large)
+    url = _nar_url(upstream, setting.large)
     narinfos = [path.name for path in (setting.folder / "cache").glob("*.narinfo")]
 
     def ours() -> Measurement:
-        with setting.proxy(f"http://{host}") as proxy, ThreadPoolExecutor(_AT_ONCE) as pool:
+        with setting.proxy(upstream) as proxy, ThreadPoolExecutor(_AT_ONCE) as pool:
             # As a client does that is about to substitute all of them.
             list(pool.map(_read, [f"{proxy.url}/{name}" for name in narinfos]))
             return {series: _download(_nar_url(proxy.url, setting.large))}
@@ -162,5 +184,10 @@ def _prepare(folder: Path, count: int) -> Iterator[_Setting]:
     secret, public_key = nix.generate_key("bench-1")
     cache = folder / "cache"
     nix.copy_to(f"file://{cache}?compression=zstd&secret-key={secret}", [mixed]).check()
-    with nginx(folder / "nginx", f"root {cache};") as host:
-        yield _Setting(folder, list(find_clients(folder)), public_key, host, small, mixed, large[0])
+    authority = make_authority(folder)
+    with (
+        nginx(folder / "nginx", f"root {cache};") as host,
+        nginx(folder / "nginx-tls", f"root {cache};", chain=authority.chain) as tls_host,
+    ):
+        places = f"http://{host}", f"https://{tls_host}", authority.file
+        yield _Setting(folder, list(find_clients(folder)), public_key, *places, small, mixed, large[0])

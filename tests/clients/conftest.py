@@ -11,6 +11,7 @@ import aiohttp
 import pytest
 from aioresponses import aioresponses
 
+from nixcache_oci.clients.http import client
 from nixcache_oci.clients.layout import Layout
 from nixcache_oci.clients.registry.client import Registry
 from nixcache_oci.clients.repository import Repository
@@ -33,6 +34,13 @@ def layout(root: Path) -> Repository:
 def ghcr() -> Iterator[GhcrDouble]:
     with GhcrDouble() as double:
         yield double
+
+
+@pytest.fixture(params=["aiohttp", "libcurl"])
+def _transport(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Small answers come over each: in use, libcurl is for TLS only."""
+    schemes = {"http", "https"} if request.param == "libcurl" else set[str]()
+    monkeypatch.setattr(client, "_SHARING_SCHEMES", frozenset(schemes))
 
 
 @pytest.fixture

@@ -10,6 +10,9 @@ from nixcache_oci.errors import UpstreamError
 from nixcache_oci.nix.store_path import HashPart
 from tests.support.upstream_server import HASH_PART, asking, narinfo_text, talk
 
+# Both transports hold these rules.
+pytestmark = pytest.mark.usefixtures("_transport")
+
 _BODY = narinfo_text().encode()
 _ANSWER = b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n%s" % (len(_BODY), _BODY)
 _MISSING = b"HTTP/1.1 404 Not Found\r\nContent-Length: 0\r\n\r\n"

@@ -32,6 +32,9 @@ from tests.support.upstream_server import (
     unreachable,
 )
 
+# Both transports hold these rules.
+pytestmark = pytest.mark.usefixtures("_transport")
+
 OTHER = HashPart("z" * 32)
 
 

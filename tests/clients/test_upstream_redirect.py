@@ -18,6 +18,9 @@ from tests.support.upstream_server import (
     talk,
 )
 
+# Both transports hold these rules.
+pytestmark = pytest.mark.usefixtures("_transport")
+
 
 @pytest.mark.parametrize("status", [301, 302, 303, 307, 308])
 async def test_a_redirect_to_another_origin_is_followed_without_credentials(status: int) -> None:

@@ -25,6 +25,7 @@ let
       "platformdirs"
       "prometheus-client"
       "psutil"
+      "pycurl"
       "pyjwt"
       "pynacl"
       "pytest"

@@ -144,8 +144,10 @@ async def serve(
 
 
 @asynccontextmanager
-async def talk(conversation: Talk, host: str = "127.0.0.1") -> AsyncIterator[str]:
-    """Serve whatever a function says on each connection; gives the base URL."""
+async def talk(
+    conversation: Talk, host: str = "127.0.0.1", tls: ssl.SSLContext | None = None
+) -> AsyncIterator[str]:
+    """Serve whatever a function says on each connection, over TLS if told; gives the base URL."""
 
     conversations: set[asyncio.Task[None]] = set()
 
@@ -162,9 +164,9 @@ async def talk(conversation: Talk, host: str = "127.0.0.1") -> AsyncIterator[str
         finally:
             writer.transport.abort()
 
-    server = await asyncio.start_server(converse, host, 0)
+    server = await asyncio.start_server(converse, host, 0, ssl=tls)
     try:
-        yield f"http://{host}:{server.sockets[0].getsockname()[1]}"
+        yield f"http{'s' if tls else ''}://{host}:{server.sockets[0].getsockname()[1]}"
     finally:
         server.close()
         for task in conversations:

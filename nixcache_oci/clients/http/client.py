@@ -7,11 +7,11 @@ large; there are limits on the wait for a head, on stalls, and on a minimum rate
 """
 
 import asyncio
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Final, Protocol
+from typing import TYPE_CHECKING, Final, Protocol
 
 import aiohttp
 from yarl import URL
@@ -24,12 +24,16 @@ from nixcache_oci.clients.http.public_address import (
     guard_sockets,
     is_known_private,
     is_public,
+    open_any_socket,
     spells_private,
 )
-from nixcache_oci.clients.http.reply import Reply, Timeouts
+from nixcache_oci.clients.http.reply import Answer, Reply, Timeouts
 from nixcache_oci.clients.http.request_body import Body, UploadProgress
-from nixcache_oci.clients.http.session import on_connection, open_session, peer_of, tls_context
+from nixcache_oci.clients.http.session import StreamedAnswer, on_connection, open_session, tls_context
 from nixcache_oci.clients.http.url import is_same_origin
+
+if TYPE_CHECKING:
+    from nixcache_oci.clients.http.curl_transport import CurlTransport
 
 CONNECT_SECONDS: Final = 10.0
 """For TCP and TLS to one address."""
@@ -41,6 +45,10 @@ IDLE_SECONDS: Final = 15.0
 """How long an unused connection is kept."""
 
 MOST_REDIRECTS: Final = 5
+
+# Where small answers come over connections that requests share. HTTP/2 is for TLS only, and for HTTP/1.1
+# libcurl is no faster.
+_SHARING_SCHEMES: frozenset[str] = frozenset({"https"})
 _DRAINED_BYTES: Final = 64 * 1024
 
 
@@ -72,6 +80,9 @@ class HttpRequest:
     is_elsewhere: bool = False  # whether the intended server sent us to this URL, of another one
     # Whether it may go to public addresses only, because a public server named the URL.
     is_guarded: bool = False
+    # The most that the body may have, of a small answer without one of its own: others may share its
+    # connection. None if it is streamed.
+    most_bytes: int | None = None
 
 
 class HttpClient:
@@ -99,12 +110,15 @@ class HttpClient:
         self._freshness = Freshness()
         # By whether they lead to public addresses only.
         self._sessions: dict[bool, aiohttp.ClientSession] = {}
+        self._curls: dict[bool, CurlTransport] = {}
 
     async def close(self) -> None:
         """Close all connections."""
         while self._sessions:
             _, session = self._sessions.popitem()
             await session.close()
+        while self._curls:
+            self._curls.popitem()[1].close()
 
     async def send(
         self,
@@ -153,13 +167,9 @@ class HttpClient:
             headers = dict(request.headers)
             if authorization is not None:
                 headers["Authorization"] = authorization
-            response, transports = await self._send_once(
-                request, url, headers, limits, on_connect, is_guarded=is_guarded
-            )
-            came_from_public = not is_known_private(peer_of(response), url, self._is_public)
-            reply = Reply(
-                response, limits, is_elsewhere=is_elsewhere, is_public=came_from_public, transports=transports
-            )
+            answer = await self._send_once(request, url, headers, limits, on_connect, is_guarded=is_guarded)
+            came_from_public = not is_known_private(answer.peer, url, self._is_public)
+            reply = Reply(answer, limits, is_elsewhere=is_elsewhere, is_public=came_from_public)
             if not request.follows:
                 return reply
             try:
@@ -187,8 +197,24 @@ class HttpClient:
         on_connect: Callable[[], None],
         *,
         is_guarded: bool,
-    ) -> tuple[aiohttp.ClientResponse, Sequence[asyncio.Transport]]:
+    ) -> Answer:
         proxy = find_proxy(url)
+        if (
+            request.most_bytes is not None
+            and request.body is None
+            and proxy is None
+            and url.scheme in _SHARING_SCHEMES
+        ):
+            send_small = partial(
+                self._curl(is_guarded=is_guarded).send,
+                request.method,
+                url,
+                headers,
+                most_bytes=request.most_bytes,
+                first_seconds=limits.first,
+                on_connect=on_connect,
+            )
+            return await send_fresh(self._freshness, send_small, again_seconds=limits.again)
         to_proxy = {"Proxy-Authorization": proxy.authorization} if proxy and proxy.authorization else {}
         if url.scheme == "http":  # without a tunnel, the proxy reads the request itself
             headers |= to_proxy
@@ -211,16 +237,18 @@ class HttpClient:
                     sock_connect=self._timeout.sock_connect,
                     sock_read=limits.first,
                 )
-                return await send_fresh(
+                response = await send_fresh(
                     self._freshness, partial(send, timeout=timeout), again_seconds=limits.again
-                ), ()
+                )
+                return StreamedAnswer(response, limits.first)
             finally:
                 on_connection.reset(token)
         headers["Content-Length"] = str(request.body.size)
         with closing(request.body.pieces()) as pieces, _aborting() as transports:
             progress = UploadProgress(request.body.size, limits.stall, transports)
             async with progress.limited():
-                return await send(data=progress.pass_on(pieces), timeout=self._timeout), transports
+                response = await send(data=progress.pass_on(pieces), timeout=self._timeout)
+                return StreamedAnswer(response, limits.first, transports)
 
     def _session(self, *, is_guarded: bool) -> aiohttp.ClientSession:
         """Open a session; guarded ones are separate, as other idle connections may be private."""
@@ -235,6 +263,20 @@ class HttpClient:
             )
             self._sessions[is_guarded] = open_session(connector)
         return self._sessions[is_guarded]
+
+    def _curl(self, *, is_guarded: bool) -> "CurlTransport":
+        """Open what sends requests for small answers; a process that sends none does not load libcurl."""
+        from nixcache_oci.clients.http.curl_transport import CurlTransport  # noqa: PLC0415 -- see above
+
+        if is_guarded not in self._curls:
+            self._curls[is_guarded] = CurlTransport(
+                self._freshness,
+                connect_seconds=self._timeout.sock_connect or CONNECT_SECONDS,
+                connect_seconds_in_all=self._timeout.connect or CONNECT_SECONDS_IN_ALL,
+                idle_seconds=self._idle_seconds,
+                open_socket=guard_sockets(self._is_public) if is_guarded else open_any_socket,
+            )
+        return self._curls[is_guarded]
 
 
 @contextmanager

@@ -1,9 +1,9 @@
 """Handles connections that died silently: after suspend, or behind a NAT or VPN that dropped them.
 
 A request over such a connection gets no answer and no error. So a request without a body that gets nothing
-back over a reused connection for a moment is sent again over a new one, in parallel; the first answer counts.
-If the new one wins, all connections opened before it are no longer used. A silent new connection gets a rival
-too, later.
+back over a reused connection for a moment is sent again over a newer one, in parallel; the first answer
+counts. If the newer one wins, all connections that are older than the silent request are no longer used. A
+silent new connection gets a rival too, later.
 """
 
 import asyncio
@@ -11,7 +11,7 @@ import time
 from collections.abc import Awaitable, Callable
 from contextvars import ContextVar
 from dataclasses import dataclass, field
-from typing import Any, Final
+from typing import Any, Final, Generic, Protocol, TypeVar
 from weakref import WeakKeyDictionary
 
 import aiohttp
@@ -37,12 +37,12 @@ class Freshness:
 
     def __init__(self) -> None:
         self._opened: WeakKeyDictionary[object, float] = WeakKeyDictionary()
-        self._trusted_since = 0.0
+        self.trusted_since = 0.0  # in ``time.monotonic``
         self._drift = time.time() - time.monotonic()
 
     def distrust(self, before: float) -> None:
         """Stop using connections that were opened before a time of ``time.monotonic``."""
-        self._trusted_since = max(self._trusted_since, before)
+        self.trusted_since = max(self.trusted_since, before)
 
     def notice_sleep(self) -> None:
         """Distrust all idle connections after the machine slept, when the monotonic clock stood still.
@@ -54,17 +54,25 @@ class Freshness:
             self.distrust(time.monotonic())
         self._drift = drift
 
+    def oldest_for(self, exchange: "Exchange") -> float:
+        """Return when the oldest connection that a request may use was opened, in ``time.monotonic``."""
+        return max(self.trusted_since, exchange.opened_after)
+
     def take(self, connection: object, exchange: "Exchange") -> bool:
         """Note that a request is about to use a connection, and tell whether it may."""
         now = time.monotonic()
         opened = self._opened.setdefault(connection, now)
-        exchange.is_reused = opened != now
-        if opened < max(self._trusted_since, exchange.opened_after):
+        if opened < self.oldest_for(exchange):
             return False
-        exchange.sent_at = now
-        if not exchange.sent.done():
-            exchange.sent.set_result(None)
+        exchange.note_sent(is_reused=opened != now)
         return True
+
+
+@dataclass(slots=True, weakref_slot=True)
+class Line:
+    """A connection that several requests may share."""
+
+    heard_at: float = 0.0  # when bytes of any answer came
 
 
 @dataclass(slots=True, eq=False)
@@ -77,15 +85,34 @@ class Exchange:
     sent_at: float = 0.0  # when it was sent, or its last redirect was
     # Done once it was sent.
     sent: asyncio.Future[None] = field(default_factory=lambda: asyncio.get_running_loop().create_future())
+    line: Line = field(default_factory=Line)  # that it was sent over
+
+    def note_sent(self, *, is_reused: bool) -> None:
+        """Note that it is being sent."""
+        self.is_reused = is_reused
+        self.sent_at = time.monotonic()
+        if not self.sent.done():
+            self.sent.set_result(None)
+
+    @property
+    def silent_since(self) -> float:
+        """When its connection last gave a sign of life, in ``time.monotonic``."""
+        return max(self.sent_at, self.line.heard_at)
 
 
 exchange_now: ContextVar[Exchange | None] = ContextVar("exchange", default=None)
 
-Send = Callable[[], Awaitable[aiohttp.ClientResponse]]
-_Try = asyncio.Task[aiohttp.ClientResponse]
+
+class _Closable(Protocol):
+    def close(self) -> object: ...
 
 
-async def send_fresh(freshness: Freshness, send: Send, *, again_seconds: float) -> aiohttp.ClientResponse:
+_Answer = TypeVar("_Answer", bound=_Closable)
+
+
+async def send_fresh(
+    freshness: Freshness, send: Callable[[], Awaitable[_Answer]], *, again_seconds: float
+) -> _Answer:
     """Send a request that may be sent more than once, and wait for the head of its answer.
 
     A new connection may give no head for ``again_seconds``; then another is tried in parallel.
@@ -98,17 +125,19 @@ async def send_fresh(freshness: Freshness, send: Send, *, again_seconds: float) 
         await race.end()
 
 
-class _Race:
+class _Race(Generic[_Answer]):
     """The tries of one request that are under way, the newest last."""
 
-    def __init__(self, freshness: Freshness, send: Send, again_seconds: float) -> None:
+    def __init__(
+        self, freshness: Freshness, send: Callable[[], Awaitable[_Answer]], again_seconds: float
+    ) -> None:
         self._freshness = freshness
         self._send = send
         self._again_seconds = again_seconds
-        self._tries: dict[_Try, Exchange] = {}
+        self._tries: dict[asyncio.Task[_Answer], Exchange] = {}
         self._left = MOST_TRIES
 
-    async def run(self) -> aiohttp.ClientResponse:
+    async def run(self) -> _Answer:
         self._begin(opened_after=0.0)
         while True:
             newest = next(reversed(self._tries.values()))
@@ -122,7 +151,7 @@ class _Race:
                     return one.result()  # raises
                 self._left = 0  # those under way may still answer, but no more are started
             if self._left > 0 and newest.sent.done() and time.monotonic() >= self._due_at(newest):
-                self._begin(opened_after=time.monotonic())
+                self._begin(opened_after=newest.sent_at)
 
     async def end(self) -> None:
         """Cancel the losers, with their connections."""
@@ -148,10 +177,10 @@ class _Race:
         await asyncio.wait(waited, timeout=limit, return_when=asyncio.FIRST_COMPLETED)
 
     def _due_at(self, newest: Exchange) -> float:
-        return newest.sent_at + (SILENT_SECONDS if newest.is_reused else self._again_seconds)
+        return newest.silent_since + (SILENT_SECONDS if newest.is_reused else self._again_seconds)
 
 
-async def _send_over_trusted(send: Send, exchange: Exchange) -> aiohttp.ClientResponse:
+async def _send_over_trusted(send: Callable[[], Awaitable[_Answer]], exchange: Exchange) -> _Answer:
     exchange_now.set(exchange)
     while True:  # each round closes one idle connection
         try:

@@ -81,6 +81,11 @@ def spells_private(url: URL, is_public: IsPublic) -> bool:
     return names_loopback(host) if literal is None else not is_public(literal)
 
 
+def open_any_socket(info: AddressInfo) -> socket.socket:
+    """Make a socket for any address."""
+    return socket.socket(*info[:3])
+
+
 def guard_sockets(is_public: IsPublic) -> Callable[[AddressInfo], socket.socket]:
     """Make a socket factory that raises PrivateAddressError for addresses that are not public.
 
@@ -88,10 +93,10 @@ def guard_sockets(is_public: IsPublic) -> Callable[[AddressInfo], socket.socket]
     """
 
     def open_socket(info: AddressInfo) -> socket.socket:
-        family, kind, protocol, _, address = info
-        if not is_public(str(address[0])):
-            raise PrivateAddressError(str(address[0]))
-        return socket.socket(family, kind, protocol)
+        address = str(info[4][0])
+        if not is_public(address):
+            raise PrivateAddressError(address)
+        return open_any_socket(info)
 
     return open_socket
 

@@ -6,12 +6,11 @@ time, because bodies may be large.
 """
 
 import asyncio
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator
 from dataclasses import dataclass
 from http import HTTPStatus
-from typing import Final
+from typing import Final, Protocol
 
-import aiohttp
 from multidict import CIMultiDictProxy
 
 from nixcache_oci.clients.http.errors import (
@@ -22,7 +21,6 @@ from nixcache_oci.clients.http.errors import (
     parse_error,
     translate,
 )
-from nixcache_oci.clients.http.session import limit_stall
 from nixcache_oci.clients.http.url import parse_url
 from nixcache_oci.wording import counted
 
@@ -113,15 +111,39 @@ class BufferedReply:
         return HttpError(failure, said, code=code, is_about_token=is_about_token)
 
 
+class Answer(Protocol):
+    """An answer as a transport has it, once its head is here."""
+
+    @property
+    def status(self) -> int:
+        """Of HTTP."""
+
+    @property
+    def headers(self) -> CIMultiDictProxy[str]:
+        """Names are case-insensitive."""
+
+    @property
+    def peer(self) -> str | None:
+        """The IP address that it came from; None if unknown, as behind an HTTP proxy."""
+
+    async def next(self) -> bytes:
+        """Return the next bytes of the body; none at its end. What arrived before a fault comes first."""
+
+    def limit_stall(self, seconds: float) -> None:
+        """Limit further waits for bytes, instead of by ``Timeouts.first``."""
+
+    def close(self) -> None:
+        """Release the connection, or end what is still to come."""
+
+
 class Reply:
     """An answer whose body is still to be read. Close it; an unread rest costs its connection.
 
     Args:
-        response: of aiohttp, requested with ``limits.first`` as the limit for each read.
+        answer: requested with ``limits.first`` as the limit for each read.
         limits: for the body.
         is_elsewhere: as below.
         is_public: as below.
-        transports: that the request's body was sent over.
 
     Attributes:
         status: of HTTP.
@@ -133,27 +155,21 @@ class Reply:
 
     def __init__(
         self,
-        response: aiohttp.ClientResponse,
+        answer: Answer,
         limits: Timeouts,
         *,
         is_elsewhere: bool,
         is_public: bool,
-        transports: Sequence[asyncio.Transport] = (),
     ) -> None:
-        self._response = response
-        self._content = response.content
+        self._answer = answer
         self._limits = limits
         self._rate = MinimumRate(limits.stall, STREAM_BYTES_PER_SECOND)
         self._is_first = True  # its wait is no stall
-        self._transports = transports
         self._clock = asyncio.get_running_loop().time
-        self.status = response.status
-        self.headers = response.headers
+        self.status = answer.status
+        self.headers = answer.headers
         self.is_elsewhere = is_elsewhere
         self.is_public = is_public
-        # Framing is no progress: chunk extensions, sizes and trailers may go on forever, and each of their
-        # bytes restarts aiohttp's own timeout.
-        self._is_framed = "Content-Length" not in self.headers or "Transfer-Encoding" in self.headers
 
     async def take(self, limit: int) -> BufferedReply:
         """Read at most ``limit`` bytes, as ``read`` does, and close it."""
@@ -184,41 +200,23 @@ class Reply:
         """
         began = self._clock()
         try:
-            if self._is_framed:
-                async with asyncio.timeout(self._limits.first if self._is_first else self._limits.stall):
-                    chunk = await self._content.readany()
-            else:  # as received: joining what arrived meanwhile would copy it, and hold it twice
-                chunk, _ = await self._content.readchunk()
+            chunk = await self._answer.next()
             if self._is_first:
                 self._end_first()
                 began = self._clock()
             if chunk:
                 self._rate.add(len(chunk), self._clock() - began)
         except FOREIGN_ERRORS as error:
-            if isinstance(error, aiohttp.ClientPayloadError) and (rest := _received(self._content)):
-                return rest
             raise translate(error) from None
         return chunk
 
     def close(self) -> None:
-        """Release the connection, or end it if the body was not read to its end.
-
-        If the answer came while the request's body was still being sent, the connection is aborted: closing
-        it would wait for a peer that has stopped reading.
-        """
-        self._response.close()
-        for transport in self._transports:
-            if transport.get_write_buffer_size():
-                transport.abort()
+        """Release the connection, or end it if the body was not read to its end."""
+        self._answer.close()
 
     def _end_first(self) -> None:
         self._is_first = False
-        limit_stall(self._response, self._limits.stall)
-
-
-def _received(content: aiohttp.StreamReader) -> bytes:
-    """Take what arrived before the connection broke: aiohttp holds it back, but resuming needs it."""
-    return content._read_nowait(-1) if content.total_bytes else b""  # noqa: SLF001  there is no public way
+        self._answer.limit_stall(self._limits.stall)
 
 
 def _phrase(status: int) -> str:

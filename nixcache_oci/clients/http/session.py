@@ -17,12 +17,13 @@ import logging
 import os
 import re
 import ssl
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextvars import ContextVar
 from typing import Final, cast
 
 import aiohttp
 from aiohttp.connector import Connection
+from yarl import URL
 
 from nixcache_oci.clients.http.fresh import StaleConnectionError, exchange_now
 
@@ -33,7 +34,7 @@ MOST_HEAD_BYTES: Final = 64 * 1024  # of all interim answers and the final head 
 _END: Final = re.compile(rb"\n\r?\n")
 _LONGEST_END: Final = 3
 # Anything else may be an interim answer in disguise, and is counted.
-_FINAL: Final = re.compile(rb"[\r\n]*HTTP/[0-9]\.[0-9] (?:101|[2-9][0-9][0-9])(?![0-9])")
+_FINAL: Final = re.compile(rb"[\r\n]*HTTP/[0-9](?:\.[0-9])? (?:101|[2-9][0-9][0-9])(?![0-9])")
 
 
 class HeadError(aiohttp.ClientError):
@@ -113,6 +114,14 @@ def tls_context(environment: Mapping[str, str] = os.environ) -> ssl.SSLContext |
     return (_read(path) if path else None) or True
 
 
+def trusted_certificates(environment: Mapping[str, str] = os.environ) -> tuple[str | None, str | None]:
+    """Return the file and the folder of the same certificates, where each is there."""
+    if isinstance(tls_context(environment), ssl.SSLContext):
+        return environment[CERT_FILE_VARIABLE].strip(), None
+    usual = ssl.get_default_verify_paths()
+    return usual.cafile, usual.capath
+
+
 @functools.cache
 def _read(path: str) -> ssl.SSLContext | None:
     try:
@@ -126,7 +135,7 @@ def _read(path: str) -> ssl.SSLContext | None:
 
 
 _READ_BUFFER_BYTES: Final = 256 * 1024
-_HEADERS: Final = {"Accept-Encoding": "identity", "User-Agent": "nixcache-oci"}
+HEADERS: Final = {"Accept-Encoding": "identity", "User-Agent": "nixcache-oci"}
 
 
 on_connection: ContextVar[Callable[[asyncio.Transport], None] | None] = ContextVar("connection", default=None)
@@ -151,13 +160,16 @@ class GuardedResponse(aiohttp.ClientResponse):
         finally:
             if self.guard is not None:
                 self.guard.remove()
-        if _log.isEnabledFor(logging.DEBUG):
-            # A URL with a query may be signed, and whoever has it needs no password.
-            url = self.url.origin() if self.url.raw_query_string else self.url.with_user(None)
-            _log.debug(
-                "request", extra={"fields": {"method": self.method, "url": url, "status": self.status}}
-            )
+        log_request(self.method, self.url, self.status)
         return started
+
+
+def log_request(method: str, url: URL, status: int) -> None:
+    """Log an answer, without what may be secret."""
+    if _log.isEnabledFor(logging.DEBUG):
+        # A URL with a query may be signed, and whoever has it needs no password.
+        shown = url.origin() if url.raw_query_string else url.with_user(None)
+        _log.debug("request", extra={"fields": {"method": method, "url": shown, "status": status}})
 
 
 class GuardedRequest(aiohttp.ClientRequest):
@@ -188,7 +200,7 @@ def open_session(connector: aiohttp.BaseConnector) -> aiohttp.ClientSession:
         connector=connector,
         cookie_jar=aiohttp.DummyCookieJar(),
         timeout=aiohttp.ClientTimeout(total=None),
-        headers=_HEADERS,
+        headers=HEADERS,
         auto_decompress=False,
         read_bufsize=_READ_BUFFER_BYTES,
         request_class=GuardedRequest,
@@ -197,16 +209,63 @@ def open_session(connector: aiohttp.BaseConnector) -> aiohttp.ClientSession:
     )
 
 
-def peer_of(response: aiohttp.ClientResponse) -> str | None:
-    """Return the IP address that an answer came from; None if unknown, as behind an HTTP proxy."""
-    return response.peer if isinstance(response, GuardedResponse) else None
+class StreamedAnswer:
+    """aiohttp's answer as a ``Reply`` takes it.
 
+    Args:
+        response: requested with this limit for each read.
+        seconds: the limit.
+        transports: that the request's body was sent over.
+    """
 
-def limit_stall(response: aiohttp.ClientResponse, seconds: float) -> None:
-    """Set the timeout for further reads of an answer, which may be shorter than that of the first."""
-    connection = response.connection  # None once all of it has arrived
-    if connection is not None and connection.protocol is not None:
-        connection.protocol.read_timeout = seconds
-        # While reading is paused, the reader takes its time; aiohttp starts the timeout again after that.
-        if connection.transport is None or connection.transport.is_reading():
-            connection.protocol.start_timeout()
+    def __init__(
+        self,
+        response: aiohttp.ClientResponse,
+        seconds: float | None,
+        transports: Sequence[asyncio.Transport] = (),
+    ) -> None:
+        self._response = response
+        self._content = response.content
+        self._seconds = seconds
+        self._transports = transports
+        self.status = response.status
+        self.headers = response.headers
+        self.peer = response.peer if isinstance(response, GuardedResponse) else None
+        # Framing is no progress: chunk extensions, sizes and trailers may go on forever, and each of their
+        # bytes restarts aiohttp's own timeout.
+        self._is_framed = "Content-Length" not in self.headers or "Transfer-Encoding" in self.headers
+
+    async def next(self) -> bytes:
+        """Return the next bytes of the body; none at its end."""
+        try:
+            if self._is_framed:
+                async with asyncio.timeout(self._seconds):
+                    return await self._content.readany()
+            # As received: joining what arrived meanwhile would copy it, and hold it twice.
+            return (await self._content.readchunk())[0]
+        except aiohttp.ClientPayloadError:
+            # aiohttp holds back what arrived before the connection broke, but resuming needs it.
+            if self._content.total_bytes and (rest := self._content._read_nowait(-1)):  # noqa: SLF001  there is no public way
+                return rest
+            raise
+
+    def limit_stall(self, seconds: float) -> None:
+        """Set the timeout for further reads, which may be shorter than that of the first."""
+        self._seconds = seconds
+        connection = self._response.connection  # None once all of it has arrived
+        if connection is not None and connection.protocol is not None:
+            connection.protocol.read_timeout = seconds
+            # While reading is paused, the reader takes its time; aiohttp starts the timeout again after that.
+            if connection.transport is None or connection.transport.is_reading():
+                connection.protocol.start_timeout()
+
+    def close(self) -> None:
+        """Release the connection, or end it if the body was not read to its end.
+
+        If the answer came while the request's body was still being sent, the connection is aborted: closing
+        it would wait for a peer that has stopped reading.
+        """
+        self._response.close()
+        for transport in self._transports:
+            if transport.get_write_buffer_size():
+                transport.abort()

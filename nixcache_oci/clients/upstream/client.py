@@ -44,6 +44,7 @@ waited for like this during the next half minute."""
 _SLOW_SECONDS = 30.0
 MOST_LOSERS = 256
 """Look-ups that continue in the background; further ones are cancelled with their connections."""
+_MOST_BYTES_OF_CODING = 64 * 1024  # that a Content-Encoding adds to a small NAR that it cannot compress
 IDLE_SECONDS = 60.0
 """How long an unused connection is kept: the next burst needs no handshakes. Servers keep them for longer."""
 
@@ -243,16 +244,22 @@ class Upstreams:
         start: int = 0,
         end: int | None = None,
         via: Chain = (),
-        is_ahead: bool = False,
+        ahead_bytes: int | None = None,
     ) -> AsyncIterator[NarStream]:
-        """Open a NAR as ``NarClient.open`` does; ``is_ahead`` if no client asked for it yet."""
+        """Open a NAR as ``NarClient.open`` does; ``ahead_bytes`` is its size if it is fetched ahead."""
         self._refuse_loop(via)
         peer = self._peers.get(key)
-        counted = peer.stream() if peer is not None and not is_ahead else nullcontext()
+        counted = peer.stream() if peer is not None and ahead_bytes is None else nullcontext()
         with counted:
             try:
                 async with self._nars.open(
-                    key, path, query, start=start, end=end, headers=self._via(via)
+                    key,
+                    path,
+                    query,
+                    start=start,
+                    end=end,
+                    headers=self._via(via),
+                    most_bytes=None if ahead_bytes is None else ahead_bytes + _MOST_BYTES_OF_CODING,
                 ) as stream:
                     yield stream
             except UpstreamNotFoundError:

@@ -54,13 +54,21 @@ class NarClient:
 
     @asynccontextmanager
     async def open(
-        self, key: str, path: str, query: str, *, start: int, end: int | None, headers: Mapping[str, str]
+        self,
+        key: str,
+        path: str,
+        query: str,
+        *,
+        start: int,
+        end: int | None,
+        headers: Mapping[str, str],
+        most_bytes: int | None = None,
     ) -> AsyncIterator[NarStream]:
         """Open a NAR, or the part from ``start`` to before ``end`` (None: its end), in bytes.
 
         A stream that breaks off is resumed if the upstream supports that. An upstream that cannot send parts
         sends the whole NAR: see the head's ``status``. ``path`` is what follows ``upstream/<key>/`` in a
-        client's URL; both it and the query are as on the wire.
+        client's URL; both it and the query are as on the wire. ``most_bytes`` is that of ``HttpRequest``.
 
         Raises:
             UpstreamNotFoundError: no such upstream, NAR or part, or a path that no narinfo named.
@@ -71,7 +79,7 @@ class NarClient:
         async def open_at(peer: Peer, url: URL, attempt: Attempt) -> tuple[Upstream, URL, Reply, NarHead]:
             wanted = range_headers(start, end) | dict(headers)
             reply, head = await open_part(
-                self._http, peer.upstream, url, limits, start, end, wanted, on_connect=attempt.connected
+                self._http, peer.upstream, url, limits, start, end, wanted, attempt.connected, most_bytes
             )
             return peer.upstream, url, reply, head
 

@@ -127,12 +127,15 @@ async def open_part(
     end: int | None,
     headers: Mapping[str, str],
     on_connect: Callable[[], None] = lambda: None,
+    most_bytes: int | None = None,
 ) -> tuple[Reply, NarHead]:
     """Request the bytes from ``start`` to before ``end``, as the headers say; the caller closes the reply.
 
-    Raises UpstreamError for no usable answer.
+    ``on_connect`` and ``most_bytes`` are those of ``ask``. Raises UpstreamError for no usable answer.
     """
-    reply = await ask(http, upstream, "GET", url, limits, headers=headers, on_connect=on_connect)
+    reply = await ask(
+        http, upstream, "GET", url, limits, headers=headers, on_connect=on_connect, most_bytes=most_bytes
+    )
     try:
         return reply, read_head(upstream, reply.status, reply.headers, start, end)
     except UpstreamError:

@@ -119,6 +119,7 @@ class NarinfoClient:
                 self._limits,
                 headers=headers,
                 on_connect=attempt.connected,
+                most_bytes=_LARGEST_NARINFO_BYTES,
             )
             # read even for a miss: a connection with an unread body cannot be reused
             body = await read_narinfo(peer.upstream, reply)

@@ -46,14 +46,15 @@ async def ask(
     *,
     headers: Mapping[str, str],
     on_connect: Callable[[], None] = lambda: None,
+    most_bytes: int | None = None,
 ) -> Reply:
     """Send a request without a body to an upstream, and follow redirects, to which the headers go as well.
 
-    ``on_connect`` is called when a server was reached, the upstream's own first. Raises UpstreamError if no
-    answer came, or a redirect was refused.
+    ``on_connect`` is called when a server was reached, the upstream's own first; ``most_bytes`` is that of
+    ``HttpRequest``. Raises UpstreamError if no answer came, or a redirect was refused.
     """
     with upstream_errors(upstream):
-        request = HttpRequest(method, url, headers)
+        request = HttpRequest(method, url, headers, most_bytes=most_bytes)
         return await http.send(request, UpstreamRules(upstream), limits=limits, on_connect=on_connect)
 
 

@@ -219,7 +219,7 @@ class NarsAhead:
         hasher = hashlib.sha256()
         path, query = nar.path_and_query
         try:
-            async with self._upstreams.open_nar(nar.key, path, query, is_ahead=True) as stream:
+            async with self._upstreams.open_nar(nar.key, path, query, ahead_bytes=nar.size) as stream:
                 if stream.head.size not in (None, nar.size):
                     raise UpstreamError(f"{nar.url}: another length than its narinfo says")
                 async for chunk in stream.chunks:
