@@ -28,7 +28,7 @@
         pkgs:
         let
           program = "${packageFor pkgs}/bin/nixcache-oci";
-          meta.description = "A Nix binary cache that lies in an OCI registry";
+          meta.description = "A Nix binary cache that is kept in an OCI registry";
         in
         {
           default = {

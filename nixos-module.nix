@@ -107,7 +107,7 @@ in
 
         # Users are seen as nobody, root among them: not even their names are needed.
         PrivateUsers = true;
-        # An OCI layout may lie in a home, and is read only; else homes hold nothing for it.
+        # An OCI layout may be in a home, and is read only; else homes hold nothing for it.
         ProtectHome = if proxy.readsLayouts then "read-only" else true;
         # It sees itself among the processes, and nothing of the kernel's other files.
         ProtectProc = "invisible";

@@ -1,6 +1,6 @@
 """Places for a real Nix to get closures from: at a distance, through a proxy or from a plain cache.
 
-NIX_PROGRAMS names folders with the programs of further Nix versions, parted by colons. Nix's stores lie in
+NIX_PROGRAMS names folders with the programs of further Nix versions, separated by colons. Nix's stores lie in
 TMPDIR: on a disk that others use, they take longer by more than what is measured.
 """
 

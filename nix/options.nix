@@ -8,7 +8,7 @@
 }:
 let
   inherit (lib) mkOption types;
-  # A secret key is longer: pasted here by mistake, it would lie in the Nix store, which every user can read.
+  # A secret key is longer: pasted here by mistake, it would be in the Nix store, which every user can read.
   publicKey = types.strMatching "[^:[:space:]]+:[A-Za-z0-9+/]{43}=";
 in
 {

@@ -59,6 +59,6 @@ rec {
   ++ map (name: {
     assertion = cfg.${name} == null || !lib.hasPrefix builtins.storeDir (toString cfg.${name});
     message =
-      "${option name} lies in the Nix store, which every user can read: give the path of a file elsewhere, as a string.";
+      "${option name} is in the Nix store, which every user can read: give the path of a file elsewhere, as a string.";
   }) [ "tokenFile" "signingKeyFile" ];
 }

@@ -48,7 +48,7 @@ def find(content: bytes, hash_part: HashPart) -> bytes | None:
 
 
 def test_the_written_form() -> None:
-    """Header, records, narinfos; each stanza parted from the next by one empty line."""
+    """Header, records, narinfos; each stanza separated from the next by one empty line."""
     record = PublishRecord("main", "1", TIME)
     narinfo = narinfo_of("one")
     assert (

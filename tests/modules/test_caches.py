@@ -76,7 +76,7 @@ def test_one_cache_needs_no_file(modules: Modules) -> None:
         ({"x": {"repo": "a/b"}}, "caches.x: Nix would refuse everything"),
         ({"x": {"repo": "a/b", "registry": "u:p@host", "publicKeys": [KEY]}}, "use its tokenFile"),
         ({"x": {"repo": "ghp_" + "x" * 20, "publicKeys": [KEY]}}, "use its tokenFile"),
-        ({"x": {"repo": "a/b", "tokenFile": "/nix/store/x", "publicKeys": [KEY]}}, "lies in the Nix store"),
+        ({"x": {"repo": "a/b", "tokenFile": "/nix/store/x", "publicKeys": [KEY]}}, "is in the Nix store"),
         ({"x/y": {"repo": "a/b", "publicKeys": [KEY]}}, "a name has letters"),
         ({"x": {"repo": "a/b", "publicKeys": [KEY[:-44] + "C" * 43 + "="]}}, "two keys of one name"),
     ],

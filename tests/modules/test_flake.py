@@ -175,7 +175,7 @@ def test_the_starter(nix: NixSandbox, flake: Path, tmp_path: Path) -> None:
 
 
 def test_the_starter_is_said_once() -> None:
-    """A template has to lie in a folder of its own; what it holds is the starter that README explains."""
+    """A template has to be in a folder of its own; what it holds is the starter that README explains."""
     assert (TEMPLATE / "config/flake.nix").read_text() == (STARTER / "flake.nix").read_text()
 
 

@@ -27,9 +27,9 @@ pytestmark = pytest.mark.needs("nix-instantiate")
 
 # Variables that have no option, and why.
 WITHOUT_OPTION = {
-    "GITHUB_TOKEN": "would lie in the Nix store",
-    "NIXCACHE_TOKEN": "would lie in the Nix store",
-    "GH_TOKEN": "would lie in the Nix store",
+    "GITHUB_TOKEN": "would be in the Nix store",
+    "NIXCACHE_TOKEN": "would be in the Nix store",
+    "GH_TOKEN": "would be in the Nix store",
     "NIXCACHE_TOKEN_FILE": "a credential of the service; see test_token",
     "NIXCACHE_UPSTREAM_FILE": "as above",
     "NIXCACHE_TLS_CERT": "as above",
@@ -152,7 +152,7 @@ def test_uploads_have_a_folder_of_their_own(modules: Modules) -> None:
     names = {variable.name for variable in UPLOAD_VARIABLES}
     assert names - environment_of(evaluated, "nixos").keys() == {
         "NIXCACHE_UPLOAD_DIR",  # systemd names it in STATE_DIRECTORY
-        "NIX_SIGNING_KEY",  # would lie in the Nix store
+        "NIX_SIGNING_KEY",  # would be in the Nix store
         "NIXCACHE_MAX_LAYERS",  # of odd registries; extraSettings
         "NIXCACHE_MAX_BLOB_BYTES",
     }
@@ -205,7 +205,7 @@ def test_http_proxy_of_the_machine(modules: Modules) -> None:
 
 
 def test_an_oci_layout(modules: Modules) -> None:
-    """A folder is served without a repository's name, and may lie in a home; else homes are hidden."""
+    """A folder is served without a repository's name, and may be in a home; else homes are hidden."""
     layout = modules.evaluate(registry="oci:/home/octocat/cache", publicKey=KEY)
     assert layout.failed == []
     assert layout.service["serviceConfig"]["ProtectHome"] == "read-only"
@@ -260,13 +260,13 @@ def test_daemon_on_macos(modules: Modules) -> None:
         ({"port": 0}, "port is 0, which picks a free one"),
         ({"publicKey": None}, "requireSignatures is on and services.nixcache-proxy.publicKeys is empty"),
         ({"publicKeys": ["my-cache-1:" + "C" * 42 + "A="]}, "two keys of one name"),
-        ({"tokenFile": "/nix/store/abc-token"}, "tokenFile lies in the Nix store"),
-        ({"upstreamsFile": "/nix/store/abc-urls"}, "upstreamsFile lies in the Nix store"),
-        ({"uploadTokensFile": "/nix/store/abc-tokens"}, "uploadTokensFile lies in the Nix store"),
-        ({"signingKeyFile": "/nix/store/abc-key"}, "signingKeyFile lies in the Nix store"),
+        ({"tokenFile": "/nix/store/abc-token"}, "tokenFile is in the Nix store"),
+        ({"upstreamsFile": "/nix/store/abc-urls"}, "upstreamsFile is in the Nix store"),
+        ({"uploadTokensFile": "/nix/store/abc-tokens"}, "uploadTokensFile is in the Nix store"),
+        ({"signingKeyFile": "/nix/store/abc-key"}, "signingKeyFile is in the Nix store"),
         (
             {"tlsCertificate": "/c", "tlsKey": "/nix/store/abc-key", "configureNix": False},
-            "tlsKey lies in the Nix store",
+            "tlsKey is in the Nix store",
         ),
         ({"uploads": True}, "nobody may upload"),
         ({"uploadSubjects": ["CN=a"]}, "set both, or none"),

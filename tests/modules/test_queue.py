@@ -115,7 +115,7 @@ def test_secrets_are_credentials(modules: Modules) -> None:
     assert service["environment"]["NIXCACHE_SIGNING_KEY_FILE"] == "%d/key"
     assert service["environment"]["NIXCACHE_REPO"] == USABLE["repo"]
     failed = evaluate(modules, signingKeyFile="/nix/store/x/key").failed
-    assert ["signingKeyFile lies in the Nix store" in one for one in failed] == [True]
+    assert ["signingKeyFile is in the Nix store" in one for one in failed] == [True]
 
 
 def test_who_manages_nix_otherwise_is_told_the_line(modules: Modules) -> None:

@@ -374,7 +374,7 @@ BOUNDS: Final[dict[str, tuple[Bound, ...]]] = {
         Bound("keys that cannot be fetched anew", _hours(issuer_keys.STALE_SECONDS),
               "403", f"{_OIDC}::test_keys_outlive_an_outage_of_their_issuer"),
     ),
-    "What lies in an OCI layout": (
+    "What is in an OCI layout": (
         Bound("`index.json`, and each manifest", show_bytes(manifest.MAX_MANIFEST_BYTES),
               "an error", "tests/clients/test_layout_odd_files.py::test_huge_sparse_files_are_not_read"),
         Bound("files that are hashed before a part is sent",

@@ -121,7 +121,7 @@ async def nar(around: Surroundings) -> tuple[Outcome, Outcome]:
 
 
 async def pack(around: Surroundings) -> tuple[Outcome, Outcome]:
-    """A NAR that lies in a pack is asked for."""
+    """A NAR in a pack is asked for."""
     return await _fetch(around, PACKED, "GET")
 
 

@@ -98,7 +98,7 @@ async def publish(around: Surroundings) -> None:
 JOBS: dict[str, Job] = {
     "a proxy reads a new index": refresh,
     "a client gets a NAR that is a blob": fetch_blob,
-    "a client gets a NAR that lies in a pack": fetch_pack,
+    "a client gets a NAR in a pack": fetch_pack,
     "a publisher sends a blob": publish,
 }
 

@@ -21,7 +21,7 @@ class Shape:
     """How many objects one publish adds; sizes are in KiB, and compression does not change them.
 
     Attributes:
-        small: objects that lie in a pack.
+        small: objects in a pack.
         small_kib: the least and the most of each.
         large: objects that are a blob each.
         large_kib: the least and the most of each.
