@@ -263,7 +263,7 @@ rec {
     {
       assertion = failing isInStore == [ ];
       message =
-        "tokenFile of ${ofCaches (failing isInStore)} lies in the Nix "
+        "tokenFile of ${ofCaches (failing isInStore)} is in the Nix "
         + "store, which every user can read: give the path of a file elsewhere, as a string.";
     }
     {
