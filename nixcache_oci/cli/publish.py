@@ -81,7 +81,10 @@ DESCRIPTION = (
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Describe the verb's arguments."""
     parser.add_argument(
-        "flake", nargs="?", metavar="FLAKE", help="flake to publish [NIXCACHE_CONFIG_DIR, default: config]"
+        "flake",
+        nargs="?",
+        metavar="FLAKE",
+        help="flake to publish [NIXCACHE_CONFIG_DIR, default: config]; FLAKE#ATTR: with --attr ATTR",
     )
     parser.add_argument(
         "--file", type=Path, metavar="FILE", help="publish a Nix file instead, such as default.nix"
