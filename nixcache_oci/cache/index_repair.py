@@ -96,8 +96,8 @@ def _describe_gone(repository: Repository, gone: Sequence[Segment], kept: int, l
     again = ": publish again what you need of those" if lost else ""
     return (
         f"{repository.name}: {gone[0].tag}{more} {are_gone}: keep retention rules and clean-up jobs away from"
-        f" the tags {INDEX_TAG} and segment-*. {left}{again}. 'nixcache-oci verify --repair' finds what else is"
-        " missing"
+        f" the tags {INDEX_TAG} and segment-*. {left}{again}. 'nixcache-oci verify --repair' finds what else"
+        " is missing"
     )
 
 

@@ -114,7 +114,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--build-only",
         action="store_true",
-        help="as --dry-run, and a cache that cannot be read is no failure: for code that may not push",
+        help="like --dry-run, but an unreadable cache is no failure: for code that may not push",
     )
     add_publish_flags(parser, variables.PUBLIC_KEYS)
 

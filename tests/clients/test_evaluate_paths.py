@@ -34,7 +34,7 @@ async def test_folders_of_any_name(story: NixStory, monkeypatch: pytest.MonkeyPa
 
 @nix
 async def test_an_attribute_behind_the_flake(story: NixStory, monkeypatch: pytest.MonkeyPatch) -> None:
-    """FLAKE#ATTR, as `nix build` takes it, is that output alone; a folder whose name has the sign is a folder."""
+    """FLAKE#ATTR, as `nix build` takes it, is that output alone; a folder with such a name is a folder."""
     story.write_flake(f'packages.{SYSTEM} = {{ a = mk "a"; b = mk "b"; "c d" = mk "c"; }};')
     monkeypatch.chdir(story.folder / "flake")
     for flake, names in {

@@ -146,7 +146,7 @@ class _Flake:
 
 
 def _find_flake(flake: str) -> tuple[str, Path | None, str]:
-    """Return a flake's reference, the folder to use it in, and the attribute behind ``#``, as for `nix build`.
+    """Return a flake's reference, the folder to use it in, and the attribute behind ``#``, as in `nix build`.
 
     A folder is named ``.`` from within: its name may have a meaning in a URL, and a bare name would be looked
     up in the flake registry.
