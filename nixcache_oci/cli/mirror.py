@@ -22,7 +22,7 @@ _OF_ONE_REGISTRY = frozenset({variables.TOKEN_FILE.name, variables.TOKEN.name})
 
 DESCRIPTION = (
     "Copy a whole cache from one repository to another, digests and segments' tags unchanged. What "
-    "is there is not sent again: an interrupted run goes on where it stopped. NIXCACHE_TOKEN_FILE is "
+    "is there is not sent again, so an interrupted run can be resumed. NIXCACHE_TOKEN_FILE is "
     "for the registry that NIXCACHE_REGISTRY names, and offered to no other; docker login serves any."
 )
 
