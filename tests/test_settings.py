@@ -334,7 +334,10 @@ def test_index_lies_in_the_cache_folder_of_the_service(folders: str, expected: s
 
 @pytest.mark.parametrize(
     "repo",
-    ["Owner/Name", "https://github.com/Owner/Name", "https://github.com/owner/name.git", "owner/name/"],
+    [
+        *("Owner/Name", "https://github.com/Owner/Name", "https://github.com/owner/name.git", "owner/name/"),
+        *("git@github.com:Owner/Name.git", "ssh://git@github.com/owner/name.git"),
+    ],
 )
 def test_repo_in_every_spelling(repo: str) -> None:
     """Whatever a person copies from the browser or from git is the same repository, in lower case."""

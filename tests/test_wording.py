@@ -1,4 +1,4 @@
-"""How numbers read in what the program says."""
+"""How what the program and its documents say reads: numbers with their nouns, and the terms of the field."""
 
 import ast
 import re
@@ -11,6 +11,22 @@ import nixcache_oci
 from nixcache_oci.wording import counted, format_duration, format_share, format_size
 
 PACKAGE = Path(nixcache_oci.__file__).parent
+TOP = Path(__file__).parent.parent
+PAGES = [TOP / "README.md", TOP / "CONTRIBUTING.md", *TOP.glob("docs/*.md"), *TOP.glob("workflows/*.md")]
+
+# What reviewers read twice, and what an engineer writes instead.
+_NOT_ENGLISH = {
+    r"parted by": "separated by",
+    r"could not be had": "could not be read, or failed",
+    r"as it should be": "unchanged",
+    r"(they|clients|upstreams) have not[.,;:]": "they lack",
+    r"tells no": "has no recorded",
+    r"needs nobody": "nobody needs",
+    r"(goes|comes) (on|in) where it stopped": "resumes",
+    r"run the same command again, it": "run the same command again to",
+    r"take\b.*\bcache in, as it is": "bring in a cache, unchanged",
+    r"one a (line|core)": "one per line",
+}
 
 _PLURAL = re.compile(
     r" (\w+ )?(paths|problems|segments|blobs|roots|pins|manifests|bytes|tags|records|layers|lines|letters"
@@ -102,3 +118,37 @@ def test_durations(seconds: float, text: str) -> None:
 def test_shares(part: int, whole: int, text: str) -> None:
     """Both are told in one unit, so that they can be compared at a glance."""
     assert format_share(part, whole) == text
+
+
+def find_odd_phrases(text: str) -> list[str]:
+    """Find them however the text is wrapped, each with what to write instead."""
+    flat = " ".join(text.split())
+    return [
+        f"{found[0]}: write {better}"
+        for phrase, better in _NOT_ENGLISH.items()
+        if (found := re.search(rf"\b(?:{phrase})", flat, re.IGNORECASE))
+    ]
+
+
+def test_odd_phrases_are_found() -> None:
+    """Across the end of a line as well; and each is told with what to write."""
+    assert find_odd_phrases("keys, parted\n  by spaces") == ["parted by: write separated by"]
+    assert find_odd_phrases("keys, separated by spaces") == []
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+def test_documents_read_like_an_engineers(page: Path) -> None:
+    """The terms are those that readers know, in each sentence that is there to be read once."""
+    assert find_odd_phrases(page.read_text()) == []
+
+
+def test_help_and_errors_read_like_an_engineers() -> None:
+    """As documents: help, errors and logs are literals of the package."""
+    found = {
+        path.relative_to(PACKAGE).as_posix(): odd
+        for path in PACKAGE.rglob("*.py")
+        for text in ast.walk(ast.parse(path.read_text()))
+        if isinstance(text, ast.Constant) and isinstance(text.value, str)
+        if (odd := find_odd_phrases(text.value))
+    }
+    assert found == {}

@@ -91,11 +91,13 @@ class IndexRepair:
 
 def _describe_gone(repository: Repository, gone: Sequence[Segment], kept: int, lost: int) -> str:
     more = f" and {len(gone) - 1} more" if len(gone) > 1 else ""
-    left = f"Recovered {counted(kept, 'path')} and lost {counted(lost, 'path')}"
+    are_gone = "are gone, although no gc deleted them" if more else "is gone, although no gc deleted it"
+    left = f"{counted(kept, 'path')} recovered, {lost or 'none'} lost"
+    again = ": publish again what you need of those" if lost else ""
     return (
-        f"{repository.name}: {gone[0].tag}{more} is gone, although no gc deleted it: keep retention rules and"
-        f" clean-up jobs away from the tags {INDEX_TAG} and segment-*. {left}: publish again what you need of"
-        " them. 'nixcache-oci verify --repair' finds what else is missing"
+        f"{repository.name}: {gone[0].tag}{more} {are_gone}: keep retention rules and clean-up jobs away from"
+        f" the tags {INDEX_TAG} and segment-*. {left}{again}. 'nixcache-oci verify --repair' finds what else"
+        " is missing"
     )
 
 

@@ -38,7 +38,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--publisher",
         action="store_true",
-        help="check what publishing needs; elsewhere than at GitHub also by writing, and deleting that",
+        help="check what publishing needs; except at GitHub, by writing something and deleting it",
     )
     parser.add_argument("--client", action="store_true", help="check Nix and the proxy of this machine")
     parser.add_argument("--json", action="store_true", help="print JSON instead of text")

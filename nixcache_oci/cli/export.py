@@ -24,7 +24,7 @@ DESCRIPTION = (
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Describe the verb's arguments."""
-    parser.add_argument("folder", metavar="DIR", type=Path, help="where to; it need not exist")
+    parser.add_argument("folder", metavar="DIR", type=Path, help="folder to write to; made if missing")
     parser.add_argument("--json", action="store_true", help="print JSON instead of text")
     add_flags(parser, (*VARIABLES, variables.PRIORITY))
 
@@ -33,7 +33,7 @@ def run(values: Values) -> int:
     """Export."""
     start_logging(values)
     folder = values.flags.folder
-    holds = f"what is in {folder} is whole; run the same command again, it writes the rest"
+    holds = f"what is in {folder} is complete; run the same command again to write the rest"
     return run_async(_export(values, folder), holds)
 
 

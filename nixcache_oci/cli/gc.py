@@ -31,7 +31,7 @@ _VARIABLES = (
     variables.LOG_LEVEL,
 )
 _MAX_DAYS = 36_500
-_IF_INTERRUPTED = "nothing that is needed was deleted; run the same command again, it does the rest"
+_IF_INTERRUPTED = "nothing that is needed was deleted; run the same command again to finish"
 
 _IDLE = "nothing to collect: nothing was published since the last gc"
 
@@ -57,9 +57,9 @@ DESCRIPTION = (
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Describe the verb's arguments."""
     for flag, default, text in (
-        ("--retention-days", 30, "how long a root counts after a later publish superseded it"),
+        ("--retention-days", 30, "days that a root counts after a later publish superseded it"),
         ("--scope-ttl", 90, "days that a scope counts after its last publish; 0 for ever"),
-        ("--grace-days", 30, "from the mark to the end; Nix clients remember a path for 30"),
+        ("--grace-days", 30, "days between mark and deletion; Nix clients remember a path for 30"),
         ("--min-age-hours", 24, "younger segments are left alone"),
     ):
         parser.add_argument(
@@ -68,9 +68,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--force",
         action="store_true",
-        help="also where no root is left, or more than half of the live bytes go; reads everything",
+        help="proceed even if no root is left, or over half of the live bytes would go; reads everything",
     )
-    parser.add_argument("--dry-run", action="store_true", help="say what would be done, and do nothing")
+    parser.add_argument("--dry-run", action="store_true", help="show what would be done, and do nothing")
     parser.add_argument("--json", action="store_true", help="print JSON instead of text")
     add_flags(parser, _VARIABLES)
 

@@ -49,7 +49,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "source", metavar="URL|DIR", help="a folder, file:///path, or https://cache.example.org"
     )
     parser.add_argument("paths", nargs="*", default=[], metavar="PATH", help="store path or hash part")
-    parser.add_argument("--stdin", action="store_true", help="read further paths, one a line")
+    parser.add_argument(
+        "--stdin", action="store_true", help="read more paths from standard input, one per line"
+    )
     add_sending_flags(parser, variables.PUBLIC_KEYS, variables.STORE_DIR, usual_jobs=str(_JOBS))
     # What only those need who compress.
     parser.set_defaults(compression="zstd", level=None, verify_upstream=False)

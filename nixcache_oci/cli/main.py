@@ -28,26 +28,26 @@ VERBS: Final = {
     "proxy": "serve the cache to Nix on this machine",
     "use": "point Nix on this machine at the proxy",
     "login": "let Nix on this machine upload to a proxy",
-    "init": "make a repository one whose workflows publish a cache",
+    "init": "set up GitHub workflows that publish a cache",
     "publish": "build a flake, and publish what was built",
     "push": "publish store paths",
-    "queue": "publish store paths as they come, in batches",
+    "queue": "publish store paths as they are built, in batches",
     "watch-exec": "run a command, and publish what it builds",
     "hook": "let Nix queue what it builds",
-    "list": "list what a cache holds, or what keeps it",
+    "list": "list what a cache holds, or the roots and pins that keep it",
     "search": "find store paths of a cache by name",
     "info": "show what a cache knows of a store path",
     "pin": "keep store paths under a name",
-    "gc": "forget what no root and no pin reaches",
-    "verify": "check that what a cache lists is there and right, and mend it",
+    "gc": "delete what no root or pin reaches",
+    "verify": "check that everything a cache lists is present and intact; repair it",
     "export": "write a cache as plain files for any web server",
-    "import": "take an existing binary cache in, as it is",
+    "import": "bring in an existing binary cache, unchanged",
     "mirror": "copy a whole cache to another repository",
-    "doctor": "check settings, rights, keys, Nix and proxy, and say what to do",
-    "keygen": "make a key pair to sign a cache with",
-    "completion": "print what makes a shell complete verbs and flags",
+    "doctor": "diagnose settings, permissions, keys, Nix and the proxy",
+    "keygen": "make a key pair for signing a cache",
+    "completion": "print a shell completion script",
     "man": "print the manual page",
-    "demo": "publish a sample into a throw-away cache, serve it, say what to try",
+    "demo": "publish a sample to a throw-away cache, and serve it",
 }
 
 # Their output is not their result.
@@ -155,7 +155,7 @@ def make_parser(verbs: Mapping[str, Verb]) -> argparse.ArgumentParser:
         description="A Nix binary cache that is kept in an OCI registry.",
         epilog=f"`{PROGRAM} VERB --help` tells more about one.",
     )
-    parser.add_argument("--version", action=_VersionAction, nargs=0, help="show the version, and exit")
+    parser.add_argument("--version", action=_VersionAction, nargs=0, help="show the version and exit")
     subparsers = parser.add_subparsers(title="verbs", dest="verb", metavar="VERB", required=True)
     for name, summary in VERBS.items():
         if verb := verbs.get(name):

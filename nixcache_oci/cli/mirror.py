@@ -17,12 +17,12 @@ from nixcache_oci.settings.repository_config import RepositoryConfig, parse_loca
 from nixcache_oci.settings.values import Values, add_flags
 from nixcache_oci.wording import counted, format_size
 
-_IF_INTERRUPTED = "what was copied is kept; run the same command again, it sends the rest and lists it all"
+_IF_INTERRUPTED = "what was copied is kept; run the same command again to copy the rest and list everything"
 _OF_ONE_REGISTRY = frozenset({variables.TOKEN_FILE.name, variables.TOKEN.name})
 
 DESCRIPTION = (
     "Copy a whole cache from one repository to another, digests and segments' tags unchanged. What "
-    "is there is not sent again: an interrupted run goes on where it stopped. NIXCACHE_TOKEN_FILE is "
+    "is there is not sent again, so an interrupted run can be resumed. NIXCACHE_TOKEN_FILE is "
     "for the registry that NIXCACHE_REGISTRY names, and offered to no other; docker login serves any."
 )
 
@@ -30,7 +30,7 @@ DESCRIPTION = (
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Describe the verb's arguments."""
     parser.add_argument("source", metavar="SOURCE", help="oci:/path, or ghcr.io/owner/name/nix-cache")
-    parser.add_argument("destination", metavar="DEST", help="likewise")
+    parser.add_argument("destination", metavar="DEST", help="the same, for the copy")
     parser.add_argument("--json", action="store_true", help="print JSON instead of text")
     add_flags(parser, (*variables.REPOSITORY_VARIABLES, variables.LOG_LEVEL))
 

@@ -63,7 +63,9 @@ def add_paths(parser: argparse.ArgumentParser, *, of_cache: bool = False) -> Non
         metavar="PATH|HASH|ATTR" if of_cache else "PATH",
         help=f"store path, a path inside one, or a link to one such as ./result{known}",
     )
-    parser.add_argument("--stdin", action="store_true", help="read further paths, one a line")
+    parser.add_argument(
+        "--stdin", action="store_true", help="read more paths from standard input, one per line"
+    )
 
 
 def find_all(

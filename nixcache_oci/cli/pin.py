@@ -24,7 +24,7 @@ from nixcache_oci.settings.values import Values, add_flags
 from nixcache_oci.wording import counted
 
 _MAX_KEPT = 36_500  # a century of days
-_IF_INTERRUPTED = "all of the change was made, or none of it: `nixcache-oci pin list` tells"
+_IF_INTERRUPTED = "the change was made completely or not at all: `nixcache-oci pin list` shows which"
 
 DESCRIPTION = "Keep store paths of a cache, with all that they refer to, under a name that gc obeys."
 
@@ -38,18 +38,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     add_paths(create, of_cache=True)
     keep = create.add_mutually_exclusive_group()
-    keep.add_argument(
-        "--keep-days", type=number(1, _MAX_KEPT), metavar="N", help="until so many days from now"
-    )
+    keep.add_argument("--keep-days", type=number(1, _MAX_KEPT), metavar="N", help="keep for this many days")
     keep.add_argument(
         "--keep-revisions",
         type=number(1, _MAX_KEPT),
         metavar="N",
-        help="until N other paths were pinned under the name",
+        help="keep until N other paths have been pinned under the name",
     )
-    keep.add_argument("--keep-forever", action="store_true", help="until it is removed [default]")
+    keep.add_argument("--keep-forever", action="store_true", help="keep until removed [default]")
     show = actions.add_parser("list", help="list the pins that count")
-    remove = actions.add_parser("remove", help="let go of all that is pinned under a name")
+    remove = actions.add_parser("remove", help="remove every pin under a name")
     remove.add_argument("name", metavar="NAME")
     for one in (create, show, remove):
         add_view_flags(one)

@@ -81,7 +81,10 @@ DESCRIPTION = (
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Describe the verb's arguments."""
     parser.add_argument(
-        "flake", nargs="?", metavar="FLAKE", help="flake to publish [NIXCACHE_CONFIG_DIR, default: config]"
+        "flake",
+        nargs="?",
+        metavar="FLAKE",
+        help="flake to publish [NIXCACHE_CONFIG_DIR, default: config]; FLAKE#ATTR: with --attr ATTR",
     )
     parser.add_argument(
         "--file", type=Path, metavar="FILE", help="publish a Nix file instead, such as default.nix"
@@ -111,7 +114,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--build-only",
         action="store_true",
-        help="as --dry-run, and a cache that cannot be read is no failure: for code that may not push",
+        help="like --dry-run, but an unreadable cache is no failure: for code that may not push",
     )
     add_publish_flags(parser, variables.PUBLIC_KEYS)
 

@@ -228,7 +228,7 @@ def _plan_json(plan: PublishPlan) -> JsonObject:
 
 
 def _write_public_keys(path: Path, keys: Iterable[str]) -> None:
-    """Write public keys, one a line; a file that holds them already stays untouched."""
+    """Write public keys, one per line; a file that holds them already stays untouched."""
     text = "".join(f"{key}\n" for key in keys)
     if not text:
         raise UsageError("--public-key-file: there is no signing key; set NIXCACHE_SIGNING_KEY_FILE")

@@ -58,7 +58,7 @@ UPSTREAM_KEY_NAME: Final = "cache.nixos.org-1"
 _MAX_JOBS: Final = 64
 _MAX_WARNINGS: Final = 1000  # of a program, remembered so that none is shown twice
 _IF_INTERRUPTED: Final = (
-    "what was sent is kept, and listed only if all of it was; run the same command again, it sends the rest"
+    "what was sent is kept, and listed only if all of it was; run the same command again to send the rest"
 )
 
 
@@ -68,14 +68,17 @@ def add_publish_flags(parser: argparse.ArgumentParser, *more: Variable[object], 
     Without ``is_once``, those are left out that only one publish can have.
     """
     parser.add_argument(
-        "--compression", choices=list(COMPRESSIONS), default="zstd", help="of NARs [default: zstd]"
+        "--compression",
+        choices=list(COMPRESSIONS),
+        default="zstd",
+        help="compression of NARs [default: zstd]",
     )
     levels = ", ".join(f"{name} {usual}" for name, (_, usual) in COMPRESSIONS.items() if usual)
     parser.add_argument("--level", type=int, metavar="N", help=f"of the compression [default: {levels}]")
     parser.add_argument(
         "--verify-upstream",
         action="store_true",
-        help="ask the upstreams if they really have such paths, and push those that they have not",
+        help="ask the upstreams whether they really have such paths, and push those they lack",
     )
     add_sending_flags(parser, variables.MERGE, *more, is_once=is_once)
 
@@ -83,7 +86,7 @@ def add_publish_flags(parser: argparse.ArgumentParser, *more: Variable[object], 
 def add_sending_flags(
     parser: argparse.ArgumentParser,
     *more: Variable[object],
-    usual_jobs: str = "one a core",
+    usual_jobs: str = "one per core",
     is_once: bool = True,
 ) -> None:
     """Describe the arguments of the verbs that send store objects, wherever these come from."""
@@ -92,7 +95,9 @@ def add_sending_flags(
     else:
         parser.set_defaults(dry_run=False, json=False, strict=False, public_key_file=None)
     parser.add_argument(
-        "--scope", metavar="NAME", help="what later publishes of the same scope supersede; no spaces"
+        "--scope",
+        metavar="NAME",
+        help="group of publishes in which a later one supersedes this one; no spaces",
     )
     parser.add_argument(
         "--jobs",
@@ -110,18 +115,18 @@ def add_sending_flags(
     parser.add_argument(
         "--allow-unsigned",
         action="store_true",
-        help="publish what nobody signed; Nix refuses it unless told otherwise",
+        help="publish unsigned paths; Nix refuses them unless told otherwise",
     )
     parser.add_argument(
         "--new-key",
         action="store_true",
-        help="sign with a key that the cache does not record yet; clients have to trust it, too",
+        help="sign with a key that the cache has not recorded yet; clients must trust it, too",
     )
     add_flags(parser, (*VARIABLES, *more))
 
 
 def _add_flags_of_one_publish(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--dry-run", action="store_true", help="say what would be pushed, and push nothing")
+    parser.add_argument("--dry-run", action="store_true", help="show what would be pushed, and push nothing")
     parser.add_argument("--json", action="store_true", help="print JSON instead of text")
     parser.add_argument(
         "--strict", action="store_true", help="publish nothing unless everything can be published"
@@ -130,7 +135,7 @@ def _add_flags_of_one_publish(parser: argparse.ArgumentParser) -> None:
         "--public-key-file",
         type=Path,
         metavar="FILE",
-        help="write the public keys there, one a line, where they changed",
+        help="write the public keys to FILE, one per line, if they changed",
     )
 
 

@@ -35,15 +35,15 @@ _IF_INTERRUPTED: Final = "what is not published yet stays queued; run the same c
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Describe the verb's arguments."""
     actions = parser.add_subparsers(dest="action", metavar="ACTION", required=True)
-    run = actions.add_parser("run", help="publish what is queued, and what comes")
+    run = actions.add_parser("run", help="publish what is queued, and what is queued later")
     add_queue_flags(run)
     add = actions.add_parser("add", help="queue store paths")
     add_paths(add)
     add_flags(add, (QUEUE_DIR, PASS_ENV, LOG_LEVEL))
     empty = actions.add_parser(
-        "drain", help="wait until all that is queued is published; do it, where nobody does"
+        "drain", help="wait until everything queued is published; publish it if nobody else does"
     )
-    add_timeout(empty, "give up after so long, with exit status 1")
+    add_timeout(empty, "give up after this long, with exit status 1")
     add_queue_flags(empty)
     status = actions.add_parser("status", help="show what is queued, and how publishing goes")
     status.add_argument("--json", action="store_true", help="print JSON instead of text")

@@ -41,7 +41,7 @@ def add_queue_flags(parser: argparse.ArgumentParser, *, has_folder: bool = True)
         type=number(0, _MAX_WAIT_SECONDS),
         default=round(_PACE.quiet),
         metavar="SECONDS",
-        help="publish when no path has come for so long, and at the latest a minute after the first "
+        help="publish once no path has come for this long, at the latest a minute after the first "
         "[default: %(default)s]",
     )
     if has_folder:

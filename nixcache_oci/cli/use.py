@@ -110,7 +110,7 @@ def run(values: Values) -> int:
     if named is not None:
         _ask_for_trust(named, path)
     wanted = Substituter(url, configured if named is None else named.keys)
-    with if_interrupted(f"{path} is as it was, or has all lines; run the same command again"):
+    with if_interrupted(f"{path} is either unchanged or complete; run the same command again"):
         backup = apply_to_file(path, wanted)
     if backup is None:
         say(f"{path}: nothing to do, everything is there")

@@ -84,7 +84,7 @@ class Parser(argparse.ArgumentParser):
     def _add_verbosity(self) -> None:
         # By depth, or what a verb's parser found would replace what the program's did.
         depth = self.prog.count(" ")
-        help_of_verbose = "log what is decided, too; -vv: and each request"
+        help_of_verbose = "also log decisions; -vv: each request as well"
         self.add_argument(
             "-v", "--verbose", action="count", default=0, dest=f"{_COUNT}{depth}", help=help_of_verbose
         )

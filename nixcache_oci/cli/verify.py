@@ -42,9 +42,7 @@ from nixcache_oci.settings.repository_config import (
 from nixcache_oci.settings.values import Values, add_flags
 from nixcache_oci.wording import counted
 
-_IF_REPAIR_INTERRUPTED = (
-    "what was mended stays so, and the rest is as it was; run the same command again, it mends the rest"
-)
+_IF_REPAIR_INTERRUPTED = "repairs made so far are kept; run the same command again to repair the rest"
 _REPAIR_VARIABLES = (variables.SIGNING_KEY_FILE, variables.MAX_LAYERS, variables.MAX_BLOB_BYTES)
 
 DESCRIPTION = (
@@ -61,9 +59,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="send again what the local Nix store still has, and unlist what nobody has",
     )
-    parser.add_argument("--dry-run", action="store_true", help="with --repair: say what would be done")
     parser.add_argument(
-        "--force", action="store_true", help="with --repair: also where over half of the paths would leave"
+        "--dry-run", action="store_true", help="with --repair: show what would be done, and do nothing"
+    )
+    parser.add_argument(
+        "--force",
+        action="store_true",
+        help="with --repair: proceed even if over half of the paths would be dropped",
     )
     parser.add_argument("--json", action="store_true", help="print JSON instead of text")
     add_flags(parser, (*VARIABLES, variables.UPSTREAM, variables.UPSTREAM_FILE, *_REPAIR_VARIABLES))

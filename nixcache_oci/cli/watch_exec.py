@@ -24,13 +24,13 @@ DESCRIPTION = (
 
 # Of no use to the command, and foreign code that it starts could read them.
 _KEPT_BACK: Final = frozenset({"NIX_SIGNING_KEY", "NIXCACHE_TOKEN"})
-_IF_INTERRUPTED: Final = "what was built is published if it is pushed, or built again"
+_IF_INTERRUPTED: Final = "what was built is in the store; push it to publish it"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Describe the verb's arguments."""
     parser.add_argument("command", nargs="+", metavar="COMMAND", help="the command, after --")
-    add_timeout(parser, "give up publishing so long after the command has ended")
+    add_timeout(parser, "give up publishing this long after the command has ended")
     add_queue_flags(parser, has_folder=False)
 
 

@@ -109,7 +109,7 @@ class NarInfo:
         file_hash, deriver = single.get("FileHash"), single.get("Deriver")
         return cls(
             store_path=StorePath.parse(_required(single, "StorePath")),
-            url=_required(single, "URL").removeprefix("/"),
+            url=_required(single, "URL").removeprefix("/").removeprefix("./"),
             compression=single.get("Compression") or _MISSING_COMPRESSION,
             file_hash=None if file_hash is None else _read_file_hash(file_hash),
             file_size=_read_size(single["FileSize"]) if "FileSize" in single else None,

@@ -44,7 +44,9 @@ _HOST = re.compile(rf"(?=.{{1,253}}\Z){_HOST_LABEL}(?:\.{_HOST_LABEL})*")
 # GitHub's character set; other registries may want more or fewer parts than its two.
 _REPO_PART = r"(?!\.{1,2}(?:/|\Z))[A-Za-z0-9._-]+"
 _REPO = re.compile(rf"(?P<path>{_REPO_PART}(?:/{_REPO_PART})*)/?")
-_GITHUB_ADDRESS = re.compile(r"(?:https?://)?(?:www\.)?github\.com/", re.IGNORECASE)
+_GITHUB_ADDRESS = re.compile(
+    r"(?:https?://)?(?:www\.)?github\.com/|git@github\.com:|ssh://git@github\.com/", re.IGNORECASE
+)
 _GIT_SUFFIX = re.compile(r"(?<=[^/])\.git\Z")
 _GITHUB_PARTS: Final = 2
 # The store's folder goes into nix-cache-info, so it must not be able to forge a line.
@@ -71,7 +73,7 @@ def parse_pass_env(text: str) -> tuple[str, ...]:
 
 
 def parse_repo(text: str) -> str | None:
-    """Read ``owner/name``, with any number of parts, or a github.com URL; the result is in lower case."""
+    """Read ``owner/name``, with any number of parts, or an address at github.com; returned in lower case."""
     if not text:
         return None
     if " " in text:

@@ -92,7 +92,7 @@ async def test_what_is_left_of_a_segment_is_listed_anew() -> None:
     assert await read_records(repository, listing) == [RECORD]
     [line] = told
     assert str(gone.tag) in line
-    assert "Recovered 1 path and lost 2 paths" in line
+    assert "1 path recovered, 2 lost: publish again" in line
     assert "verify --repair" in line
     await add(repository, told)
     assert len(told) == 1
@@ -118,7 +118,7 @@ async def test_a_segment_without_its_table_is_left_out() -> None:
     del storage.blobs[gone.table]
     await add(StrictRepository(storage), told)
     assert await names(StrictRepository(storage)) == []
-    assert "Recovered 0 paths and lost 2 paths" in told[0]
+    assert "0 paths recovered, 2 lost" in told[0]
 
 
 async def test_what_is_read_of_segments_that_are_gone_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -130,7 +130,8 @@ async def test_what_is_read_of_segments_that_are_gone_is_bounded(monkeypatch: py
         delete(storage, gone)
     await add(StrictRepository(storage), told)
     assert len(await names(StrictRepository(storage))) == 1
-    assert "Recovered 1 path and lost 1 path" in told[0]
+    assert "and 1 more are gone, although no gc deleted them" in told[0]
+    assert "1 path recovered, 1 lost" in told[0]
 
 
 async def test_a_condemned_segment_that_is_gone_is_not_listed_anew() -> None:

@@ -33,6 +33,27 @@ async def test_folders_of_any_name(story: NixStory, monkeypatch: pytest.MonkeyPa
 
 
 @nix
+async def test_an_attribute_behind_the_flake(story: NixStory, monkeypatch: pytest.MonkeyPatch) -> None:
+    """FLAKE#ATTR, as `nix build` takes it, is that output alone; a folder with such a name is a folder."""
+    story.write_flake(f'packages.{SYSTEM} = {{ a = mk "a"; b = mk "b"; "c d" = mk "c"; }};')
+    monkeypatch.chdir(story.folder / "flake")
+    for flake, names in {
+        ".#a": ["a"],
+        f"#packages.{SYSTEM}.b": ["b"],
+        f"{story.folder}/flake#b": ["b"],
+        f"path:{story.folder}/flake#a": ["a"],
+        ".#c%20d": ['"c d"'],
+        ".#": ["a", "b", '"c d"'],
+    }.items():
+        found = await evaluate_flake(story.nix(), flake, SYSTEMS)
+        assert attrs_of(found) == [f"packages.{SYSTEM}.{name}" for name in names]
+    assert len((await evaluate_flake(story.nix(), ".#a", SYSTEMS, attrs=["b"])).outputs) == 2
+    monkeypatch.chdir(story.folder)
+    (story.folder / "flake").rename(story.folder / "a#b")
+    assert len((await evaluate_flake(story.nix(), "a#b", SYSTEMS)).outputs) == 3
+
+
+@nix
 async def test_relative_programs(story: NixStory, monkeypatch: pytest.MonkeyPatch) -> None:
     """PATH is read where the user is, not where the flake is."""
     story.write_flake(f'packages.{SYSTEM}.a = mk "a";')

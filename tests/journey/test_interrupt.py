@@ -67,16 +67,16 @@ class Case:
 CASES = [
     Case("list", TABLE, "reading the cache: 0 of 1 table", NOTHING),
     Case("gc --dry-run", TABLE, "reading the cache: 0 of 1 segment", NOTHING),
-    Case("export {folder}/out", NAR, "exporting: 2 of 3 paths", "what is in {folder}/out is whole; run "),
+    Case("export {folder}/out", NAR, "exporting: 2 of 3 paths", "what is in {folder}/out is complete; run "),
     Case("mirror {here} oci:{folder}/layout", NAR, "mirroring segment 1 of 1: ", "what was copied is kept; "),
     Case("verify", NAR, "checking: 2 of 3 blobs", NOTHING),
     Case("verify --content", NAR, "checking: 2 of 3 blobs", NOTHING),
-    Case("verify --repair", NAR, "checking: 2 of 3 blobs", "what was mended stays so, "),
+    Case("verify --repair", NAR, "checking: 2 of 3 blobs", "repairs made so far are kept; "),
     Case(
         "import {folder}/source --allow-unsigned", UPLOAD, "pushing: 3 of 3 paths", "what was sent is kept, "
     ),
     Case("gc --force --min-age-hours 0", WRITE, "", "nothing that is needed was deleted; "),
-    Case("pin create name {path}", WRITE, "", "all of the change was made, or none of it: "),
+    Case("pin create name {path}", WRITE, "", "the change was made completely or not at all: "),
 ]
 
 

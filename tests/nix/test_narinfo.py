@@ -102,7 +102,11 @@ def test_fields_are_read() -> None:
         ("URL", "URL: nar/a:b?c=d:e", "URL: nar/a:b?c=d:e"),
         *(("URL", "URL: a?c=d:e", "URL: a?c=d:e"), ("CA", "CA: ", "")),
         ("System", "System: x86_64-linux", "System: x86_64-linux"),
-        *(("URL", "URL: /nar/a.nar", "URL: nar/a.nar"), ("NarSize", "NarSize: +264", "NarSize: 264")),
+        *(
+            ("URL", "URL: /nar/a.nar", "URL: nar/a.nar"),
+            ("URL", "URL: ./nar/a.nar", "URL: nar/a.nar"),
+            ("NarSize", "NarSize: +264", "NarSize: 264"),
+        ),
         ("FileHash", f"FileHash: sha512:{'0' * 128}", ""),
         *(("Of the future", "Of the future: 1", ""), ("Foo", "Foo:1", ""), (" ", ": 1", "")),
         *(("Foo", "Foo: \x01", ""), ("Sig", "Sig: ", ""), ("Sig", "Sig: name", "")),

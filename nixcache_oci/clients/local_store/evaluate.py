@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
-from urllib.parse import quote
+from urllib.parse import quote, unquote
 
 from nixcache_oci.clients.local_store import expression
 from nixcache_oci.clients.local_store.evaluator import Evaluator
@@ -42,7 +42,7 @@ async def evaluate_flake(
 
     Args:
         nix: to evaluate with.
-        flake: a flake reference or folder, without an attribute.
+        flake: a flake reference or folder; ``FLAKE#ATTR`` adds one to ``attrs``.
         systems: to build for.
         attrs: names or patterns that narrow it: full attributes (``packages.x86_64-linux.hello``), without
             the system (``packages.hello``), or the name alone (``hello``); or any attribute path that
@@ -54,7 +54,8 @@ async def evaluate_flake(
         UsageError: Nix is missing or too old, or one of ``attrs`` matches nothing.
         StoreError: the flake cannot be read at all.
     """
-    reference, folder = await asyncio.to_thread(_find_flake, flake)
+    reference, folder, attr = await asyncio.to_thread(_find_flake, flake)
+    attrs = (*attrs, attr) if attr else attrs
     # A leading dot keeps Nix from looking for every attribute among the packages first, where one that cannot
     # be evaluated would hide the rest. Older versions do not know it.
     dot = "" if await nix.require_version() < _FIRST_WITHOUT_SEARCH else "."
@@ -144,18 +145,20 @@ class _Flake:
         return self.prefix + quote(expression.write_path(path), safe='."')  # as part of a URL
 
 
-def _find_flake(flake: str) -> tuple[str, Path | None]:
-    """Return a flake's reference, and the folder to use it in; UsageError if it has an attribute.
+def _find_flake(flake: str) -> tuple[str, Path | None, str]:
+    """Return a flake's reference, the folder to use it in, and the attribute behind ``#``, as in `nix build`.
 
     A folder is named ``.`` from within: its name may have a meaning in a URL, and a bare name would be looked
     up in the flake registry.
     """
+    attr = ""
+    if not Path(flake).is_dir():
+        flake, _, attr = flake.partition("#")
+        flake = flake or "."
+    if flake.startswith("-"):
+        raise UsageError(f"{flake}: expected a flake; a folder of this name is written ./{flake}")
     folder = Path(flake)
-    if folder.is_dir():
-        return ".", folder
-    if "#" in flake or flake.startswith("-"):
-        raise UsageError(f"{flake}: expected a flake without an attribute; narrow it with --attr")
-    return flake, None
+    return (".", folder, unquote(attr)) if folder.is_dir() else (flake, None, unquote(attr))
 
 
 def _find_file(file: Path) -> str:

@@ -171,7 +171,7 @@ async def post_login(request: web.Request) -> web.Response:
 
 
 async def post_mass_query(request: web.Request) -> web.Response:
-    """Answer which of these hash parts, one a line, this cache has; upstreams are not asked."""
+    """Answer which of these hash parts, one per line, this cache has; upstreams are not asked."""
     text = (await _Body(request).read(MOST_QUERY_BYTES)).decode(errors="replace")
     parts = []
     for number, line in enumerate(text.split()):
