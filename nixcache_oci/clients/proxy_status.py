@@ -10,9 +10,10 @@ from typing import Final, Self
 from yarl import URL
 
 from nixcache_oci.clients.http.client import HttpClient, HttpRequest
-from nixcache_oci.clients.http.errors import HttpError, translated
+from nixcache_oci.clients.http.errors import HttpError
 from nixcache_oci.clients.http.one_origin import OneOrigin, document_timeouts
 from nixcache_oci.clients.http.reply import BufferedReply
+from nixcache_oci.clients.http.translation import translated
 from nixcache_oci.errors import Error, FormatError
 from nixcache_oci.oci.document import get_optional_text, get_text, parse_document, parse_object, within
 

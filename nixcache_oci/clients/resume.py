@@ -12,8 +12,8 @@ from dataclasses import replace
 from http import HTTPStatus
 from typing import Final, Protocol
 
-from nixcache_oci.clients.http.errors import SlowBodyError
 from nixcache_oci.clients.http.reply import RESUMED_WINDOWS, STREAM_BYTES_PER_SECOND, MinimumRate
+from nixcache_oci.clients.http.translation import SlowBodyError
 from nixcache_oci.clients.repository import BlobStream, Repository
 from nixcache_oci.errors import DigestError, FormatError, NotFoundError, RegistryError
 from nixcache_oci.oci.descriptor import Descriptor

@@ -8,8 +8,8 @@ from typing import Final
 
 import pytest
 
-from nixcache_oci.clients.http.errors import SlowBodyError
 from nixcache_oci.clients.http.reply import MinimumRate
+from nixcache_oci.clients.http.translation import SlowBodyError
 from nixcache_oci.clients.repository import BlobStream
 from nixcache_oci.clients.resume import open_resuming
 from nixcache_oci.clients.upstream.address import parse_upstream

@@ -9,9 +9,10 @@ from typing import Final
 from urllib.parse import quote
 
 from nixcache_oci.clients.http.client import HttpClient, HttpRequest
-from nixcache_oci.clients.http.errors import HttpError, translated
+from nixcache_oci.clients.http.errors import HttpError
 from nixcache_oci.clients.http.one_origin import OneOrigin, document_timeouts
 from nixcache_oci.clients.http.retry import RetryPolicy, Tries
+from nixcache_oci.clients.http.translation import translated
 from nixcache_oci.clients.http.url import parse_url
 from nixcache_oci.errors import Error, FormatError, UsageError
 from nixcache_oci.oci.document import get_text, parse_document

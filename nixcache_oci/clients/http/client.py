@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Final, Protocol
 import aiohttp
 from yarl import URL
 
-from nixcache_oci.clients.http.errors import Failure, HttpError, translated
+from nixcache_oci.clients.http.errors import Failure, HttpError
 from nixcache_oci.clients.http.forward_proxy import find_proxy
 from nixcache_oci.clients.http.fresh import Freshness, send_fresh
 from nixcache_oci.clients.http.public_address import (
@@ -30,6 +30,7 @@ from nixcache_oci.clients.http.public_address import (
 from nixcache_oci.clients.http.reply import Answer, Reply, Timeouts
 from nixcache_oci.clients.http.request_body import Body, UploadProgress
 from nixcache_oci.clients.http.session import StreamedAnswer, on_connection, open_session, tls_context
+from nixcache_oci.clients.http.translation import translated
 from nixcache_oci.clients.http.url import is_same_origin
 
 if TYPE_CHECKING:

@@ -13,9 +13,9 @@ from weakref import WeakValueDictionary
 import pycurl
 from multidict import CIMultiDict, CIMultiDictProxy
 
-from nixcache_oci.clients.http.errors import CurlCode, LargeBodyError, TransferError
 from nixcache_oci.clients.http.fresh import Exchange, Line
 from nixcache_oci.clients.http.session import HeadError, HeadMeter
+from nixcache_oci.clients.http.translation import CurlCode, LargeBodyError, TransferError
 
 MOST_CONNECTIONS: Final = 48
 """To one host and port; further requests wait for one of them."""

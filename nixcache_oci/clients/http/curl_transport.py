@@ -23,10 +23,10 @@ from yarl import URL
 
 from nixcache_oci.clients.bounded_cache import BoundedCache
 from nixcache_oci.clients.http.curl_answer import CurlAnswer, Generation
-from nixcache_oci.clients.http.errors import CurlCode, TransferError
 from nixcache_oci.clients.http.fresh import Exchange, Freshness, exchange_now
 from nixcache_oci.clients.http.public_address import AddressInfo, literal_address
 from nixcache_oci.clients.http.session import HEADERS, log_request, trusted_certificates
+from nixcache_oci.clients.http.translation import CurlCode, TransferError
 
 _NAME_SECONDS: Final = 60.0  # as libcurl remembers addresses
 _MOST_NAMES: Final = 256

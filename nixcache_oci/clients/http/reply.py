@@ -13,14 +13,8 @@ from typing import Final, Protocol
 
 from multidict import CIMultiDictProxy
 
-from nixcache_oci.clients.http.errors import (
-    FOREIGN_ERRORS,
-    Failure,
-    HttpError,
-    SlowBodyError,
-    parse_error,
-    translate,
-)
+from nixcache_oci.clients.http.errors import Failure, HttpError, parse_error
+from nixcache_oci.clients.http.translation import FOREIGN_ERRORS, SlowBodyError, translate
 from nixcache_oci.clients.http.url import parse_url
 from nixcache_oci.wording import counted
 

@@ -14,8 +14,9 @@ from typing import Final
 from urllib.parse import quote
 
 from nixcache_oci.clients.credentials import TOKEN_FILE_VARIABLE, find_enterprise, is_github
-from nixcache_oci.clients.http.errors import CLOSED_EARLY, NOT_HTTP, HttpError, parse_error
+from nixcache_oci.clients.http.errors import HttpError, parse_error
 from nixcache_oci.clients.http.retry import GiveUp, is_rate_limit
+from nixcache_oci.clients.http.translation import CLOSED_EARLY, NOT_HTTP
 from nixcache_oci.errors import NotFoundError, RegistryError
 from nixcache_oci.oci.reference import is_loopback
 from nixcache_oci.wording import counted

@@ -14,11 +14,12 @@ from yarl import URL
 
 from nixcache_oci.clients.credentials import Credentials
 from nixcache_oci.clients.http.client import HttpClient, HttpRequest
-from nixcache_oci.clients.http.errors import HttpError, translated
+from nixcache_oci.clients.http.errors import HttpError
 from nixcache_oci.clients.http.one_origin import OneOrigin, document_timeouts, join
 from nixcache_oci.clients.http.reply import ERROR_LIMIT, BufferedReply
 from nixcache_oci.clients.http.request_body import Body
 from nixcache_oci.clients.http.retry import RetryPolicy, parse_http_date
+from nixcache_oci.clients.http.translation import translated
 from nixcache_oci.clients.registry.errors import find_tls_hint
 from nixcache_oci.clients.registry.token import Authorizer
 from nixcache_oci.clients.registry.transport import Call, Transport

@@ -20,10 +20,11 @@ from yarl import URL
 
 from nixcache_oci.clients.credentials import TOKEN_FILE_VARIABLE, Credentials, CredentialSource, may_receive
 from nixcache_oci.clients.http.client import HttpRequest
-from nixcache_oci.clients.http.errors import Failure, HttpError, show, translated
+from nixcache_oci.clients.http.errors import Failure, HttpError, show
 from nixcache_oci.clients.http.reply import BufferedReply
 from nixcache_oci.clients.http.request_body import Body
 from nixcache_oci.clients.http.retry import is_temporary
+from nixcache_oci.clients.http.translation import translated
 from nixcache_oci.clients.http.url import basic_authorization, parse_url
 from nixcache_oci.oci.challenge import Challenge
 from nixcache_oci.oci.document import read_json

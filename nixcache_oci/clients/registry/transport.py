@@ -19,12 +19,13 @@ from yarl import URL
 
 from nixcache_oci.clients.credentials import CredentialSource
 from nixcache_oci.clients.http.client import HttpClient, HttpRequest
-from nixcache_oci.clients.http.errors import HttpError, show, translated
+from nixcache_oci.clients.http.errors import HttpError, show
 from nixcache_oci.clients.http.one_origin import OneOrigin, blob_timeouts, document_timeouts
 from nixcache_oci.clients.http.public_address import IsPublic, is_public
 from nixcache_oci.clients.http.reply import ERROR_LIMIT, BufferedReply, Reply
 from nixcache_oci.clients.http.request_body import Body
 from nixcache_oci.clients.http.retry import GiveUp, RetryPolicy, Tries, is_rate_limit
+from nixcache_oci.clients.http.translation import translated
 from nixcache_oci.clients.http.url import is_same_origin
 from nixcache_oci.clients.registry.errors import Explainer
 from nixcache_oci.clients.registry.token import Authorizer

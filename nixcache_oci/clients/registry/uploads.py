@@ -18,10 +18,11 @@ from typing import Final
 
 from yarl import URL
 
-from nixcache_oci.clients.http.errors import Failure, HttpError, translated
+from nixcache_oci.clients.http.errors import Failure, HttpError
 from nixcache_oci.clients.http.one_origin import join
 from nixcache_oci.clients.http.reply import ERROR_LIMIT, BufferedReply
 from nixcache_oci.clients.http.request_body import Body
+from nixcache_oci.clients.http.translation import translated
 from nixcache_oci.clients.registry.blobs import PRESENT
 from nixcache_oci.clients.registry.transport import Call, Transport
 from nixcache_oci.oci.digest import Digest

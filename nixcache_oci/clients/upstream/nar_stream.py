@@ -10,7 +10,7 @@ from yarl import URL
 
 from nixcache_oci.clients.http.client import HttpClient
 from nixcache_oci.clients.http.content_coding import Decoder, is_coded
-from nixcache_oci.clients.http.errors import Failure, HttpError, SlowBodyError, translate
+from nixcache_oci.clients.http.errors import Failure, HttpError
 from nixcache_oci.clients.http.ranges import parse_content_range, read_length, render_range
 from nixcache_oci.clients.http.reply import (
     RESUMED_WINDOWS,
@@ -20,6 +20,7 @@ from nixcache_oci.clients.http.reply import (
     Timeouts,
 )
 from nixcache_oci.clients.http.retry import find_asked_wait
+from nixcache_oci.clients.http.translation import SlowBodyError, translate
 from nixcache_oci.clients.upstream.address import Upstream
 from nixcache_oci.clients.upstream.rules import ask, upstream_error, upstream_errors
 from nixcache_oci.errors import UpstreamBusyError, UpstreamError, UpstreamNotFoundError

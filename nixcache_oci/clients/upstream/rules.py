@@ -11,9 +11,10 @@ from typing import Final
 from yarl import URL
 
 from nixcache_oci.clients.http.client import HttpClient, HttpRequest
-from nixcache_oci.clients.http.errors import HttpError, show, translated
+from nixcache_oci.clients.http.errors import HttpError, show
 from nixcache_oci.clients.http.fresh import AGAIN_SECONDS
 from nixcache_oci.clients.http.reply import Reply, Timeouts
+from nixcache_oci.clients.http.translation import translated
 from nixcache_oci.clients.http.url import REDIRECT_STATUSES, parse_url, show_url
 from nixcache_oci.clients.upstream.address import Upstream, origin
 from nixcache_oci.errors import FormatError, UpstreamConnectionError, UpstreamError

@@ -14,8 +14,9 @@ import jwt
 from yarl import URL
 
 from nixcache_oci.clients.http.client import HttpClient, HttpRequest
-from nixcache_oci.clients.http.errors import HttpError, translated
+from nixcache_oci.clients.http.errors import HttpError
 from nixcache_oci.clients.http.one_origin import OneOrigin, document_timeouts
+from nixcache_oci.clients.http.translation import translated
 from nixcache_oci.clients.http.url import parse_url
 from nixcache_oci.errors import Error, FormatError
 from nixcache_oci.oci.document import get_list, get_text, parse_document
