@@ -6,7 +6,14 @@ from typing import Final
 import pytest
 
 _TESTS: Final = Path(__file__).parents[1]
-_LONGEST: Final = ("reliability/test_fault_matrix.py", "workflows", "journey", "hostile", "reliability")
+_LONGEST: Final = (
+    "reliability/test_fault_matrix.py",
+    "publisher/test_upload_trouble.py",
+    "workflows",
+    "journey",
+    "hostile",
+    "reliability",
+)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
