@@ -4,12 +4,13 @@ BIN := .venv/bin
 # Root installs for all users, and everybody else for themselves.
 PREFIX ?= $(if $(filter 0,$(shell id -u)),/usr/local,$(HOME)/.local)
 
-.PHONY: help setup demo install uninstall test lint types layers tests programs soak registries reliability pictures bench audit lock format clean
+.PHONY: help setup demo install uninstall test lint types layers tests coverage programs soak registries reliability pictures bench audit lock format clean
 
 help:
 	@echo 'make demo     publish a sample into a throw-away cache, serve it, say what to try (Ctrl-C ends it)'
 	@echo 'make install  the program, with dependencies of its own, into PREFIX: $(PREFIX); make uninstall removes it'
 	@echo 'make test     every check: lint, types, layers, tests'
+	@echo 'make coverage  the tests, and which lines of the program they run'
 	@echo 'make soak     the tests that take minutes: load, faults, large searches'
 	@echo 'make registries  the journey of a cache at every registry'"'"'s double with 200 MiB, and at crane'"'"'s and distribution 3, built first (needs Go)'
 	@echo 'make reliability  run the fault matrix, and write docs/reliability.md anew from what came of it'
@@ -71,6 +72,10 @@ layers: setup
 # Three files at a time, for a fifth of what they take is waiting; in their order, which tests/support/order.py says:
 # what a file's tests share is made once.
 tests: setup
+	$(BIN)/pytest -n 3 --dist loadfile --no-loadscope-reorder
+
+# The same tests, measured, which takes them twice as long.
+coverage: setup programs
 	$(BIN)/coverage erase
 	$(BIN)/coverage run -m pytest -n 3 --dist loadfile --no-loadscope-reorder
 	$(BIN)/coverage combine -q

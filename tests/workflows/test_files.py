@@ -41,7 +41,7 @@ PERMISSIONS = {
     "publish-cache.yml": {"publish": PUBLISH, "public-key": COMMIT},
     "update-and-cache.yml": {"update": COMMIT, "publish": PUBLISH},
     "gc-cache.yml": {"gc": PUBLISH},
-    "test.yml": {"test": READ, "registries": READ, "macos": READ},
+    "test.yml": {"test": READ, "coverage": READ, "registries": READ, "macos": READ},
     "audit.yml": {"audit": READ},
     "update-flake-lock.yml": {"update": READ, "propose": {**COMMIT, "pull-requests": "write"}},
 }
