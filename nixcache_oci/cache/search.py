@@ -8,7 +8,7 @@ from collections.abc import Generator
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Final, Self
+from typing import TYPE_CHECKING, Final, Self
 
 from nixcache_oci.cache.catalog import Catalog, CatalogTable
 from nixcache_oci.cache.timestamp import EPOCH
@@ -16,12 +16,15 @@ from nixcache_oci.errors import FormatError
 from nixcache_oci.nix.narinfo import NarInfo
 from nixcache_oci.nix.store_path import HashPart
 
+if TYPE_CHECKING:
+    from nixcache_oci.cache.table_search import Named
+
 MAX_QUERY_CHARACTERS: Final = 300
 """More than any base name has."""
 
 MAX_WORDS: Final = 8
 # What is done in one step takes at most about a tenth of a millisecond.
-_STEP_ROWS: Final = 200
+_STEP_ROWS: Final = 100
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,14 +93,12 @@ def search(catalog: Catalog, query: Query, most: int) -> Generator[None, None, F
         yield
     words = tuple(word.encode(errors="replace") for word in query.words)
     for table in catalog.tables if words else ():
-        named: list[tuple[bool, bytes, int]] = []
+        named: list[Named] = []
         for start in range(0, table.file.count, _STEP_ROWS):
             rows = range(start, min(start + _STEP_ROWS, table.file.count))
-            found_here = table.file.named(words, rows)
-            ranked = [(not name.startswith(words[0]), name, row) for name, row in found_here]
-            if len(named) > most:
-                ranked = [one for one in ranked if one < named[-1]]
-            named = sorted([*named, *ranked])[: most + 1]
+            last = named[-1] if len(named) > most else None
+            if found_here := table.file.named(words, rows, last):
+                named = sorted([*named, *found_here])[: most + 1]
             yield
         for _, _, row in named:
             with suppress(FormatError):

@@ -23,6 +23,7 @@ from nixcache_oci.cache.table_budget import TableBudget
 from nixcache_oci.cache.table_inflation import LimitedText, TableInflater
 from nixcache_oci.cache.table_search import (
     HashPartBytes,
+    Named,
     Scan,
     find_hash_part,
     find_mentioning,
@@ -124,9 +125,9 @@ class TableFile:
         """Return the narinfo of a row, not validated."""
         return stanza_around(self._text, self._positions[row])
 
-    def named(self, words: Sequence[bytes], rows: range) -> list[tuple[bytes, int]]:
+    def named(self, words: Sequence[bytes], rows: range, before: Named | None = None) -> list[Named]:
         """Find rows by name, as ``find_named`` does."""
-        return find_named(self._text, self._positions, words, rows)
+        return find_named(self._text, self._positions, words, rows, before)
 
     def mentioning(self, wanted: bytes) -> Iterator[int | None]:
         """Find rows by any text, as ``find_mentioning`` does."""

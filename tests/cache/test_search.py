@@ -1,5 +1,6 @@
 """Searching by name: what is found, in which order, and that it goes in short steps."""
 
+import random
 from collections.abc import Sequence
 from dataclasses import replace
 from datetime import timedelta
@@ -74,6 +75,19 @@ def test_what_is_too_much_is_said(make_table: MakeTable) -> None:
     assert find([table], "x-0001", most=1).is_all
 
 
+@pytest.mark.parametrize("text", ["ab", "b", "ab 7", "b 7", "0"])
+@pytest.mark.parametrize("most", [1, 3, 40])
+def test_leaving_out_early_leaves_out_nothing_else(make_table: MakeTable, text: str, most: int) -> None:
+    """Once enough are found, what sorts behind them is not looked at; names that begin with the word are."""
+    chosen = random.Random(1)
+    held = [f"{chosen.choice(['ab', 'b', 'cab', 'x'])}-{chosen.randrange(500)}" for _ in range(700)]
+    found = find([make_table(*(named(name, str(seed)) for seed, name in enumerate(held)))], text, most)
+    first, *others = text.split()
+    right = [name for name in held if first in name and all(word in name for word in others)]
+    right.sort(key=lambda name: (not name.startswith(first), name))
+    assert names(found) == right[:most]
+
+
 def test_only_what_clients_get_is_found(make_table: MakeTable) -> None:
     """With keys configured, that is what one of them signed."""
     signed = named("hello-signed")
@@ -112,4 +126,4 @@ def test_a_search_goes_in_short_steps(make_table: MakeTable) -> None:
     """Narinfos are served between them."""
     table = make_table(*(named(f"x-{number:04}") for number in range(2000)))
     steps = sum(1 for _ in search(Catalog.of([table], ()), Query.parse("nothing"), 10))
-    assert steps == 10
+    assert steps == 20
