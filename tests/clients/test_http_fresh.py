@@ -89,3 +89,31 @@ async def test_after_sleep_all_connections_are_new(line: Line, monkeypatch: pyte
         monkeypatch.setattr(time, "time", lambda: slept() + 60)
         assert await upstreams.find(HASH_PART) is not None
         assert line.requests == [2]
+
+
+async def test_who_gives_up_while_losers_end_closes_the_answer() -> None:
+    """Else its connection would be held by nobody."""
+    closed: list[object] = []
+    tries = 0
+
+    class Answer:
+        def close(self) -> None:
+            closed.append(self)
+
+    async def send() -> Answer:
+        nonlocal tries
+        tries += 1
+        exchange = fresh.exchange_now.get()
+        assert exchange is not None
+        exchange.note_sent(is_reused=True)
+        if tries == 1:
+            try:
+                await asyncio.Event().wait()
+            finally:
+                asyncio.get_running_loop().call_soon(racing.cancel)
+        return Answer()
+
+    racing = asyncio.create_task(fresh.send_fresh(fresh.Freshness(), send, again_seconds=30))
+    with pytest.raises(asyncio.CancelledError):
+        await racing
+    assert len(closed) == 1

@@ -19,7 +19,7 @@ from nixcache_oci.clients.http.public_address import AddressInfo, open_any_socke
 from nixcache_oci.clients.http.reply import Timeouts
 from nixcache_oci.clients.upstream.address import parse_upstream
 from nixcache_oci.clients.upstream.rules import ask
-from nixcache_oci.errors import UpstreamError
+from nixcache_oci.errors import UpstreamConnectionError, UpstreamError
 from tests.support import http2
 from tests.support.http2 import Connection, Exchange, frame, http2_context, speaking
 from tests.support.nginx import nginx_server
@@ -455,3 +455,74 @@ async def test_what_a_client_streams_has_a_connection_of_its_own(
             peers.append(asked[-1])
     assert len(opened) == 1
     assert asked[0] == peers[0] != peers[1]
+
+
+@pytest.mark.usefixtures("authority")
+async def test_who_waits_for_a_connection_keeps_its_generation() -> None:
+    """After sleep, the first connection's end closes what is old, but not below those who wait for it."""
+    connected: asyncio.Queue[None] = asyncio.Queue()
+    may_end = asyncio.Event()
+
+    async def hang_up(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        connected.put_nowait(None)
+        await may_end.wait()
+        writer.transport.abort()
+
+    async with talk(hang_up) as url, asker() as http:
+        place = url.replace("http://", "https://")
+        waiting = [asyncio.create_task(fetch(http, f"{place}/x")) for _ in range(3)]
+        await connected.get()
+        http._freshness.distrust(time.monotonic())
+        waiting.append(asyncio.create_task(fetch(http, f"{place}/x")))
+        await connected.get()
+        may_end.set()
+        found = await asyncio.gather(*waiting, return_exceptions=True)
+    assert [type(one) for one in found] == [UpstreamConnectionError] * 4
+
+
+async def test_a_new_connection_is_given_time_by_all_who_share_it(
+    authority: Authority, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A slow first answer is no sign of a connection that died: nothing is asked twice."""
+    monkeypatch.setattr(fresh, "SILENT_SECONDS", 0.2)
+    all_asked = asyncio.Event()
+
+    async def answer(connection: Connection, stream: int) -> None:
+        if len(requests) >= 10:
+            all_asked.set()
+        await all_asked.wait()
+        await asyncio.sleep(3 * fresh.SILENT_SECONDS)  # what a connection that is proven would be given
+        await connection.answer(stream, _BODY)
+
+    async with speaks(authority, answer) as (url, requests), asker() as http:
+        assert await asyncio.gather(*(fetch(http, url) for _ in range(10))) == [_BODY] * 10
+    assert len(requests) == 10
+    assert {connection for connection, _ in requests} == {1}
+
+
+async def test_nothing_is_sent_after_closing(authority: Authority) -> None:
+    """What is under way over a used connection ends, and is not sent again over a new one."""
+    asked: asyncio.Queue[None] = asyncio.Queue()
+
+    async def answer(connection: Connection, stream: int) -> None:
+        if len(requests) == 1:
+            await connection.answer(stream, _BODY)
+        asked.put_nowait(None)
+
+    async with speaks(authority, answer) as (url, requests):
+        async with asker() as http:
+            assert await fetch(http, url) == _BODY
+            under_way = [asyncio.create_task(fetch(http, url)) for _ in range(6)]
+            for _ in range(7):
+                await asked.get()
+        found = await asyncio.gather(*under_way, return_exceptions=True)
+        assert all(isinstance(one, UpstreamError) for one in found)
+        assert {connection for connection, _ in requests} == {1}
+
+
+@pytest.mark.parametrize("field", ["HTTP/x: foo", "HTTP/1.1:"])
+async def test_a_field_is_no_status_line(authority: Authority, field: str) -> None:
+    """Whatever it is called."""
+    head = f"HTTP/1.1 200 OK\r\n{field}\r\nContent-Length: {len(_BODY)}\r\n\r\n".encode()
+    async with talk(saying(head + _BODY), tls=authority.server) as url, asker() as http:
+        assert await fetch(http, f"{url}/x") == _BODY

@@ -64,6 +64,7 @@ class CurlAnswer:
         self._most_bytes = most_bytes
         self._meter = HeadMeter()
         self._lines: list[bytes] = []
+        self._is_new_head = True
         self._pieces: list[bytes] = []
         self._error: Exception | None = None
         self._has_begun = False
@@ -89,7 +90,7 @@ class CurlAnswer:
         def about_to_send(peer: str, local: str, _peer_port: int, local_port: int) -> int:
             self.peer = peer
             self._line = exchange.line = generation.line(local, local_port, is_new=self.is_over_new)
-            exchange.note_sent(is_reused=not self.is_over_new)
+            exchange.note_sent(is_reused=self._line.is_proven)
             self._tell_scouted(is_sent=True)
             if not limit.expired():
                 now = asyncio.get_running_loop().time()
@@ -156,9 +157,13 @@ class CurlAnswer:
         self._is_over = True
         self._tell()
 
+    def never_sent(self) -> TransferError:
+        """Make the error for a request that was not begun."""
+        return TransferError(CurlCode.GOT_NOTHING, self._host, self._port)
+
     def _take_line(self, line: bytes) -> int:
         """Take a line of a head, or of the trailers, which are bounded alike."""
-        self._line.heard_at = time.monotonic()
+        self._line.hear()
         self._has_begun = True
         try:
             has_ended = self._meter.feed(line)
@@ -167,8 +172,9 @@ class CurlAnswer:
             return _ABORTED
         if self.status:
             return len(line)
-        if line.startswith(b"HTTP/"):
+        if self._is_new_head:
             self._lines.clear()
+        self._is_new_head = line in {b"\r\n", b"\n"}
         self._lines.append(line)
         if has_ended:
             self.headers = CIMultiDictProxy(CIMultiDict(map(_split, self._lines[1:-1])))
@@ -179,7 +185,7 @@ class CurlAnswer:
         return len(line)
 
     def _take(self, piece: bytes) -> int:
-        self._line.heard_at = time.monotonic()
+        self._line.hear()
         self._left_bytes -= len(piece)
         if self._left_bytes < 0:
             self._error = LargeBodyError(self._most_bytes)
@@ -216,6 +222,8 @@ class Generation:
         self._answers: dict[pycurl.Curl, CurlAnswer] = {}
         self._lines: WeakValueDictionary[tuple[str, int], Line] = WeakValueDictionary()
         self._scouts: dict[tuple[str, int], asyncio.Future[bool]] = {}
+        self._waiting = 0  # for a scout
+        self.is_closed = False
         self._timer: asyncio.TimerHandle | None = None
         self._multi = pycurl.CurlMulti()
         self._multi.setopt(pycurl.M_PIPELINING, pycurl.PIPE_MULTIPLEX)
@@ -228,7 +236,7 @@ class Generation:
     @property
     def is_busy(self) -> bool:
         """Whether anything is under way."""
-        return bool(self._answers)
+        return bool(self._answers) or self._waiting > 0
 
     async def await_scout(self, host: str, port: int) -> asyncio.Future[bool] | None:
         """Wait until a request to the same host has a connection: if it is of HTTP/2, all share it.
@@ -238,7 +246,11 @@ class Generation:
         whether it was sent.
         """
         while (scout := self._scouts.get((host, port))) is not None:
-            await asyncio.wait([scout])
+            self._waiting += 1
+            try:
+                await asyncio.wait([scout])
+            finally:
+                self._waiting -= 1
             if scout.result():
                 return None
         scout = self._scouts[host, port] = self._loop.create_future()
@@ -246,7 +258,9 @@ class Generation:
         return scout
 
     def add(self, handle: pycurl.Curl, answer: CurlAnswer) -> None:
-        """Begin a request."""
+        """Begin a request; TransferError if all was closed meanwhile."""
+        if self.is_closed:
+            raise answer.never_sent()
         self._answers[handle] = answer
         self._multi.add_handle(handle)
 
@@ -260,11 +274,12 @@ class Generation:
         """Return a connection, by its local end; forgotten when no request uses it."""
         line = None if is_new else self._lines.get((address, port))
         if line is None:
-            line = self._lines[address, port] = Line()
+            line = self._lines[address, port] = Line(is_proven=not is_new)
         return line
 
     def close(self) -> None:
         """End all requests, and close all connections."""
+        self.is_closed = True
         for handle, answer in list(self._answers.items()):
             answer.end(handle, CurlCode.GOT_NOTHING, "")
             self._multi.remove_handle(handle)

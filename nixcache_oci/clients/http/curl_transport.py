@@ -65,9 +65,14 @@ class CurlTransport:
         self._without_http2: BoundedCache[tuple[str, int], bool] = BoundedCache(_MOST_HOSTS)
         self._generations: list[Generation] = []  # the oldest first
         self._idle: asyncio.TimerHandle | None = None
+        self._is_closed = False
 
     def close(self) -> None:
-        """Close all connections."""
+        """Close all connections, for good."""
+        self._is_closed = True
+        self._close_all()
+
+    def _close_all(self) -> None:
         if self._idle is not None:
             self._idle.cancel()
         while self._generations:
@@ -97,7 +102,7 @@ class CurlTransport:
             await self._exchange(answer, place, method, url, headers, exchange, on_connect)
         except TransferError:
             # libcurl itself sends again what an idle connection of HTTP/1.1 did not take.
-            if not answer.was_dropped:
+            if self._is_closed or not answer.was_dropped:
                 raise
             exchange.opened_after = exchange.sent_at
             answer = make_answer()
@@ -126,7 +131,7 @@ class CurlTransport:
                 limit.reschedule(None)  # until a connection is made, which it may leave to others
                 handle = self._prepare(method, url, headers, addresses)
                 handle.setopt(pycurl.OPENSOCKETFUNCTION, partial(self._open, answer, limit))
-                generation = self._generation(exchange)
+                generation = self._generation(exchange, answer)
                 # HTTP/2 is for TLS only.
                 may_share = url.scheme == "https" and place not in self._without_http2
                 scouting = await generation.await_scout(*place) if may_share else None
@@ -180,11 +185,14 @@ class CurlTransport:
         except OSError as error:
             answer.refusal = error
             return int(pycurl.SOCKET_BAD)
+        answer.refusal = None  # of an address before
         loop.call_soon(opened.close)  # pycurl makes a duplicate
         return opened
 
-    def _generation(self, exchange: Exchange) -> Generation:
-        """Find the oldest generation that a request may use."""
+    def _generation(self, exchange: Exchange, answer: CurlAnswer) -> Generation:
+        """Find the oldest generation that a request may use; TransferError if all was closed meanwhile."""
+        if self._is_closed:
+            raise answer.never_sent()
         oldest = self._freshness.oldest_for(exchange)
         for generation in self._generations:
             if generation.begun_at >= oldest:
@@ -208,7 +216,7 @@ class CurlTransport:
 
     def _close_idle(self) -> None:
         if not any(one.is_busy for one in self._generations):
-            self.close()
+            self._close_all()
 
 
 def _render(name: str, text: str) -> bytes:

@@ -73,6 +73,11 @@ class Line:
     """A connection that several requests may share."""
 
     heard_at: float = 0.0  # when bytes of any answer came
+    is_proven: bool = False  # whether any answer ever came over it
+
+    def hear(self) -> None:
+        """Note that bytes came."""
+        self.heard_at, self.is_proven = time.monotonic(), True
 
 
 @dataclass(slots=True, eq=False)
@@ -120,9 +125,16 @@ async def send_fresh(
     freshness.notice_sleep()
     race = _Race(freshness, send, again_seconds)
     try:
-        return await race.run()
-    finally:
+        answer = await race.run()
+    except BaseException:
         await race.end()
+        raise
+    try:
+        await race.end()
+    except BaseException:
+        answer.close()
+        raise
+    return answer
 
 
 class _Race(Generic[_Answer]):
