@@ -13,7 +13,7 @@ from yarl import URL
 
 from nixcache_oci.clients.http import client, fresh, session
 from nixcache_oci.clients.http.client import HttpClient
-from nixcache_oci.clients.http.curl_answer import MOST_CONNECTIONS
+from nixcache_oci.clients.http.curl_generation import MOST_CONNECTIONS
 from nixcache_oci.clients.http.errors import HttpError
 from nixcache_oci.clients.http.public_address import AddressInfo, open_any_socket
 from nixcache_oci.clients.http.reply import Timeouts

@@ -25,7 +25,7 @@ from nixcache_oci.clients import layout_file
 from nixcache_oci.clients.binary_cache import web
 from nixcache_oci.clients.binary_cache.source import MAX_NARINFO_BYTES
 from nixcache_oci.clients.github import packages
-from nixcache_oci.clients.http import client, curl_answer, errors, reply, session
+from nixcache_oci.clients.http import client, curl_generation, errors, reply, session
 from nixcache_oci.clients.local_store import build, database, evaluator
 from nixcache_oci.clients.registry import tags, transport
 from nixcache_oci.clients.upstream import narinfo_store, peer
@@ -305,8 +305,8 @@ BOUNDS: Final[dict[str, tuple[Bound, ...]]] = {
               "they wait",
               "tests/clients/test_upstream_find.py::test_one_upstream_is_asked_for_few_narinfos_at_once"),
         Bound("connections to one upstream over TLS, for narinfos and what is fetched ahead",
-              f"{curl_answer.MOST_CONNECTIONS}, with {curl_answer.MOST_STREAMS} requests each by HTTP/2; "
-              f"{curl_answer.MOST_IDLE} of all upstreams stay open",
+              f"{curl_generation.MOST_CONNECTIONS}, with {curl_generation.MOST_STREAMS} requests each by "
+              f"HTTP/2; {curl_generation.MOST_IDLE} of all upstreams stay open",
               "they wait", "tests/clients/test_http_shared.py::test_bursts_share_connections"),
         Bound("look-ups at upstreams", f"128 at once, {lookup.MOST_LOOK_UPS:,} with those that wait",
               "404, counted as unknown", f"{_CROWDS}::test_look_ups_at_upstreams_are_joined"),

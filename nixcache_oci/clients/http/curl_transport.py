@@ -22,7 +22,8 @@ import pycurl
 from yarl import URL
 
 from nixcache_oci.clients.bounded_cache import BoundedCache
-from nixcache_oci.clients.http.curl_answer import CurlAnswer, Generation
+from nixcache_oci.clients.http.curl_answer import CurlAnswer
+from nixcache_oci.clients.http.curl_generation import Generation
 from nixcache_oci.clients.http.fresh import Exchange, Freshness, exchange_now
 from nixcache_oci.clients.http.public_address import AddressInfo, literal_address
 from nixcache_oci.clients.http.session import HEADERS, log_request, trusted_certificates
