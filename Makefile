@@ -71,13 +71,15 @@ layers: setup
 
 # Three files at a time, for a fifth of what they take is waiting; in their order, which tests/support/order.py says:
 # what a file's tests share is made once.
+SIDE_BY_SIDE := -n 3 --dist loadfile --no-loadscope-reorder
+
 tests: setup
-	$(BIN)/pytest -n 3 --dist loadfile --no-loadscope-reorder
+	$(BIN)/pytest $(SIDE_BY_SIDE)
 
 # The same tests, measured, which takes them twice as long.
 coverage: setup programs
 	$(BIN)/coverage erase
-	$(BIN)/coverage run -m pytest -n 3 --dist loadfile --no-loadscope-reorder
+	$(BIN)/coverage run -m pytest $(SIDE_BY_SIDE)
 	$(BIN)/coverage combine -q
 	$(BIN)/coverage report --fail-under=85
 

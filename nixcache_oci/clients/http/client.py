@@ -103,6 +103,8 @@ class HttpClient:
         is_public: IsPublic = is_public,
     ) -> None:
         self._limits = limits
+        self._connect_seconds = connect_seconds
+        self._connect_seconds_in_all = connect_seconds_in_all
         self._idle_seconds = idle_seconds
         self._timeout = aiohttp.ClientTimeout(
             total=None, connect=connect_seconds_in_all, sock_connect=connect_seconds
@@ -272,8 +274,8 @@ class HttpClient:
         if is_guarded not in self._curls:
             self._curls[is_guarded] = CurlTransport(
                 self._freshness,
-                connect_seconds=self._timeout.sock_connect or CONNECT_SECONDS,
-                connect_seconds_in_all=self._timeout.connect or CONNECT_SECONDS_IN_ALL,
+                connect_seconds=self._connect_seconds,
+                connect_seconds_in_all=self._connect_seconds_in_all,
                 idle_seconds=self._idle_seconds,
                 open_socket=guard_sockets(self._is_public) if is_guarded else open_any_socket,
             )

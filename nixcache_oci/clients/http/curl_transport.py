@@ -236,7 +236,7 @@ class _Names:
 
     async def look_up(self, host: str, port: int) -> str | None:
         """Return a name with its addresses as CURLOPT_RESOLVE takes them; None for an address."""
-        if literal_address(host) is not None or host.startswith("["):
+        if literal_address(host) is not None:
             return None
         known = self._known.get((host, port))
         if known is None or (known[1].done() and (known[0] < time.monotonic() or known[1].exception())):
