@@ -11,13 +11,14 @@ import aiohttp
 import pytest
 from aioresponses import aioresponses
 
-from nixcache_oci.clients.http import client
+from nixcache_oci.clients.http import client, session
 from nixcache_oci.clients.layout import Layout
 from nixcache_oci.clients.registry.client import Registry
 from nixcache_oci.clients.repository import Repository
 from tests.clients.nix_story import NixStory
 from tests.clients.registry_helper import opened, owner
 from tests.support.ghcr import GhcrDouble
+from tests.support.tls import Authority, make_authority
 
 
 @pytest.fixture
@@ -100,3 +101,13 @@ def sparse(tmp_path: Path) -> Path:
     with path.open("wb") as file:
         file.truncate(64 * 1024 * 1024)
     return path
+
+
+@pytest.fixture
+def authority(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Authority]:
+    """Trusted as a user says."""
+    made = make_authority(tmp_path)
+    monkeypatch.setenv("NIX_SSL_CERT_FILE", str(made.file))
+    session._read.cache_clear()
+    yield made
+    session._read.cache_clear()
